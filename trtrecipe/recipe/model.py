@@ -199,13 +199,19 @@ class Build(_Closed):
     workspace: Size | None = Field(None, description="Memory that tactics may use.")
 
 
+class TargetModel(_Closed):
+    """What a target may replace of the model block."""
+
+    dims: dict[Name, DimRange]
+
+
 class TargetEntry(_Closed):
     """A target that differs from the recipe in whole blocks."""
 
     profile: str = Field(min_length=1, description="profile or profile@JetPack.")
     name: Name | None = Field(None, description="Target id; the profile as written when absent.")
     precision: Precision | None = None
-    dims: dict[Name, DimRange] | None = Field(None, description="Replaces model.dims.")
+    model: TargetModel | None = Field(None, description="Replaces model.dims.")
     build: Build | None = None
     gates: Gates | None = None
 
