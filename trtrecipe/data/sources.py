@@ -1,0 +1,177 @@
+"""Reads the selected samples of an .npy file, or of an array in an .npz file, as one canonical .npy byte stream.
+
+The stream is what steps are given and what keys are made of: version 1.0 header, C order, the file's own dtype and
+byte order, the samples in ascending index order. Nothing is unpickled, and memory stays bounded by one piece.
+NumPy is needed only for arrays in Fortran order; planning a build must not import it.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import math
+import re
+import struct
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import IO
+
+from trtrecipe.data.sampling import Sampling, select
+
+_PIECE = 1 << 20
+_DESCR = re.compile(r"^[<>|=][biuf](1|2|4|8)$")
+
+
+class DataError(Exception):
+    """The data cannot be used as asked; `field` names the part of the recipe at fault (array, samples or file)."""
+
+    def __init__(self, message: str, hint: str | None = None, field: str = "file") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.field = field
+
+
+@dataclass(frozen=True)
+class Header:
+    """An .npy header: NumPy type string, sample count, shape of one sample (the axes after the first)."""
+
+    descr: str
+    count: int
+    sample_shape: tuple[int, ...]
+    fortran: bool
+
+    @property
+    def sample_bytes(self) -> int:
+        return int(self.descr[2:]) * math.prod(self.sample_shape)
+
+
+def digest_samples(path: Path, member: str | None, sampling: Sampling) -> str:
+    """SHA-256 of the canonical stream of the selected samples. Raises DataError, OSError."""
+    digest = hashlib.sha256()
+    for piece in stream_samples(path, member, sampling):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def write_samples(path: Path, member: str | None, sampling: Sampling, out: Path) -> str:
+    """Write the canonical stream of the selected samples to `out`; its SHA-256. Raises DataError, OSError."""
+    digest = hashlib.sha256()
+    with out.open("xb") as file:
+        for piece in stream_samples(path, member, sampling):
+            digest.update(piece)
+            file.write(piece)
+    return digest.hexdigest()
+
+
+def stream_samples(path: Path, member: str | None, sampling: Sampling) -> Iterator[bytes]:
+    """The canonical stream in pieces. `member` is the array's name in an .npz file, None for an .npy file."""
+    with _open(path, member) as (file, size, what):
+        header = _read_header(file, what)
+        try:
+            chosen = select(header.count, sampling)
+        except ValueError as error:
+            raise DataError(f"{what}: {error}", "ask for fewer samples or add data", field="samples") from None
+        expected = header.count * header.sample_bytes
+        if size is not None and size - file.tell() < expected:
+            raise DataError(f"{what} is cut short: its header promises {expected} bytes of data", "write the file again")
+        yield _header_bytes(header, len(chosen))
+        if header.fortran:
+            yield from _fortran_samples(path, member, chosen)
+        else:
+            yield from _samples(file, header, chosen, what)
+
+
+@contextmanager
+def _open(path: Path, member: str | None) -> Iterator[tuple[IO[bytes], int | None, str]]:
+    if member is None:
+        with path.open("rb") as file:
+            yield file, path.stat().st_size, path.name
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            if member not in names:
+                close = get_close_matches(member, names, 1)
+                hint = f"did you mean {close[0]}?" if close else None
+                raise DataError(f"{path.name} has no array '{member}'; it has: {', '.join(names)}", hint, field="array")
+            with archive.open(f"{member}.npy") as entry:
+                yield entry, archive.getinfo(f"{member}.npy").file_size, f"array '{member}' of {path.name}"
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, KeyError) as error:
+        raise DataError(f"{path.name} is not a readable .npz file: {error}", "write it with numpy.savez") from None
+
+
+def _read_header(file: IO[bytes], what: str) -> Header:
+    start = file.read(8)
+    if start[:6] != b"\x93NUMPY" or len(start) < 8 or start[6] not in (1, 2, 3):
+        raise DataError(f"{what} is not in NumPy's .npy format", "write it with numpy.save or numpy.savez")
+    length_format = "<H" if start[6] == 1 else "<I"
+    try:
+        (length,) = struct.unpack(length_format, file.read(struct.calcsize(length_format)))
+        if length > 65536:
+            raise ValueError(f"a header of {length} bytes")
+        fields = ast.literal_eval(file.read(length).decode("utf-8" if start[6] == 3 else "latin1").strip())
+        descr, fortran, shape = fields["descr"], fields["fortran_order"], fields["shape"]
+    except (ValueError, SyntaxError, KeyError, TypeError, struct.error, MemoryError, RecursionError) as error:
+        raise DataError(f"{what} has a damaged .npy header: {error}", "write the file again") from None
+    if isinstance(descr, str) and descr.endswith("O"):
+        raise DataError(f"{what} holds Python objects (a pickle), which is refused", "save a plain numeric array")
+    if not isinstance(descr, str) or not _DESCR.match(descr):
+        raise DataError(f"{what} has dtype {descr}; numbers and booleans are supported", "convert it before saving")
+    if not isinstance(shape, tuple) or not all(type(axis) is int and axis >= 0 for axis in shape):
+        raise DataError(f"{what} has a damaged .npy header: shape {shape!r}", "write the file again")
+    if not shape:
+        raise DataError(f"{what} is a single number; samples run along the first axis", "save an array of samples")
+    return Header(descr, shape[0], shape[1:], bool(fortran) and len(shape) > 1)
+
+
+def _header_bytes(header: Header, count: int) -> bytes:
+    shape = (count, *header.sample_shape)
+    text = f"{{'descr': '{header.descr}', 'fortran_order': False, 'shape': {shape!r}, }}"
+    padding = -(10 + len(text) + 1) % 64
+    body = text.encode("latin1") + b" " * padding + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(body)) + body
+
+
+def _samples(file: IO[bytes], header: Header, chosen: list[int], what: str) -> Iterator[bytes]:
+    start, position = file.tell(), 0
+    for first, count in _runs(chosen):
+        if first != position:
+            file.seek(start + first * header.sample_bytes)
+        left = count * header.sample_bytes
+        while left:
+            piece = file.read(min(left, _PIECE))
+            if not piece:
+                raise DataError(f"{what} ends before sample {first + count - 1}", "write the file again")
+            left -= len(piece)
+            yield piece
+        position = first + count
+
+
+def _runs(indices: list[int]) -> Iterator[tuple[int, int]]:
+    """Ascending indices as (first, count) of consecutive ones, so that reading stays sequential."""
+    first, count = 0, 0
+    for index in indices:
+        if count and index == first + count:
+            count += 1
+            continue
+        if count:
+            yield first, count
+        first, count = index, 1
+    if count:
+        yield first, count
+
+
+def _fortran_samples(path: Path, member: str | None, chosen: list[int]) -> Iterator[bytes]:
+    import numpy as np
+
+    loaded = np.load(path, mmap_mode="r" if member is None else None, allow_pickle=False)
+    array = loaded if member is None else loaded[member]
+    for index in chosen:
+        yield np.ascontiguousarray(array[index]).tobytes()
+
+

@@ -1,0 +1,78 @@
+"""Digests of what comes from outside the store: models and samples."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from trtrecipe.data.sources import DataError, digest_samples
+from trtrecipe.digest import sha256_file, sha256_json
+from trtrecipe.errors import InputError, Problem
+from trtrecipe.plan.graph import Graph, ModelSource, SampleSource, Source, with_message
+from trtrecipe.store.stat import StatCache
+
+
+def model_format(path: Path, at: Problem) -> str:
+    """saved_model, keras or onnx, from what is at `path`. Raises InputError blaming `at`."""
+    try:
+        if path.is_dir():
+            if (path / "saved_model.pb").is_file():
+                return "saved_model"
+            what = "is a folder without saved_model.pb, so it is no SavedModel"
+            raise InputError([with_message(at, f"{path} {what}", "name the folder that holds saved_model.pb")])
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise InputError([with_message(at, f"{path} cannot be read: {error.strerror}")]) from None
+    if start.startswith(b"version https://git-lfs"):
+        raise InputError([with_message(at, f"{path} is a Git LFS pointer, not the model", "run: git lfs pull")])
+    return "keras" if start.startswith(b"PK\x03\x04") else "onnx"
+
+
+def digest_sources(graph: Graph, stat: StatCache) -> dict[Source, str]:
+    """The content digest of every source of the graph. Raises InputError with all problems found."""
+    digests: dict[Source, str] = {}
+    problems: list[Problem] = []
+    sources = (given for step in graph.steps.values() for given in step.inputs.values())
+    for source in sources:
+        if not isinstance(source, (ModelSource, SampleSource)) or source in digests:
+            continue
+        try:
+            digests[source] = source_digest(source, stat)
+        except DataError as error:
+            at = source.samples_at if isinstance(source, SampleSource) and error.field == "samples" else source.at
+            problems.append(with_message(at, error.message, error.hint))
+        except OSError as error:
+            problems.append(with_message(source.at, f"{error.filename or source.path}: {error.strerror}"))
+    if problems:
+        raise InputError(dict.fromkeys(problems))
+    return digests
+
+
+def source_digest(source: Source, stat: StatCache) -> str:
+    """SHA-256 of a file, of a folder's files with their paths, or of the selected samples.
+
+    Raises DataError, OSError, FileChangedError.
+    """
+    path = source.path
+    if isinstance(source, SampleSource):
+        sampling = source.sampling
+        part = f"{source.member}|{sampling.samples}|{sampling.seed}|{sampling.at_most}"
+        return stat.digest(path, part, lambda: digest_samples(path, source.member, sampling))
+    if not path.is_dir():
+        return stat.digest(path, "", lambda: sha256_file(path))
+    return sha256_json([[name, stat.digest(file, "", lambda f=file: sha256_file(f))] for name, file in _files(path)])  # type: ignore[misc]
+
+
+def _files(folder: Path) -> Iterable[tuple[str, Path]]:
+    """Every file of the folder as (POSIX path, path), sorted. Raises DataError for a link or a special file."""
+    found: list[tuple[str, Path]] = []
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(parent, name)
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise DataError(f"{path} is no plain file", "put a copy of the file there")
+            if path.is_file():
+                found.append((path.relative_to(folder).as_posix(), path))
+    return sorted(found)

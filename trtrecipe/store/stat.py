@@ -1,0 +1,127 @@
+"""Digests remembered by file stat, in a SQLite file that may be deleted at any time.
+
+A row counts only if the file's stat is unchanged and the file was at least 2 s old when it was hashed: a later write
+within the same clock tick could otherwise go unseen (git calls such an entry racy).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from trtrecipe.errors import StepError
+
+SETTLED_NS = 2_000_000_000
+# Some file systems number files beyond the 63 bits that SQLite holds.
+_UNUSABLE = (sqlite3.Error, OverflowError)
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS files (
+  path TEXT, part TEXT, dev INTEGER, ino INTEGER, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, sha256 TEXT,
+  PRIMARY KEY (path, part)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS blobs (
+  sha256 TEXT PRIMARY KEY, dev INTEGER, ino INTEGER, size INTEGER, mtime_ns INTEGER) WITHOUT ROWID;
+"""
+
+
+class FileChangedError(StepError):
+    """A file changed while it was being read."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} changed while it was being read", "run the build again once the file is at rest")
+
+
+class StatCache:
+    """Rows for files of the user (`digest`) and for blobs of the store (`blob_is_known`, `remember_blob`).
+
+    Every failure of the database only costs speed: it is then left unused.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._database: sqlite3.Connection | None = None
+        self._dirty = False
+        for fresh in (False, True):
+            try:
+                if fresh:
+                    path.unlink(missing_ok=True)
+                self._database = self._connect()
+                return
+            except (sqlite3.Error, OSError):
+                self.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        database = sqlite3.connect(self._path, timeout=5.0)
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("PRAGMA synchronous=NORMAL")
+        database.executescript(_TABLES)
+        return database
+
+    def close(self) -> None:
+        """Write what was learned and let go of the database."""
+        if self._database is not None:
+            with contextlib.suppress(sqlite3.Error):
+                if self._dirty:
+                    self._database.commit()
+                self._database.close()
+            self._database = None
+
+    def digest(self, path: Path, part: str, compute: Callable[[], str]) -> str:
+        """The SHA-256 that `compute` gives for `part` of the file, from its row where that counts.
+
+        Raises OSError, FileChangedError when the file changes meanwhile, and whatever `compute` raises.
+        """
+        before = path.stat()
+        name = str(path.resolve())
+        row = self._query(
+            "SELECT dev, ino, size, mtime_ns, ctime_ns, sha256 FROM files WHERE path = ? AND part = ?", (name, part)
+        )
+        if row is not None and row[:5] == _identity(before):
+            return str(row[5])
+        sha256 = compute()
+        after = path.stat()
+        if _identity(before) != _identity(after):
+            raise FileChangedError(path)
+        if time.time_ns() - max(after.st_mtime_ns, after.st_ctime_ns) >= SETTLED_NS:
+            self._write("INSERT OR REPLACE INTO files VALUES (?,?,?,?,?,?,?,?)", (name, part, *_identity(after), sha256))
+        return sha256
+
+    def blob_is_known(self, sha256: str, stat: os.stat_result) -> bool:
+        """Whether the blob was hashed when its stat was as it is now (its ctime aside: links change it)."""
+        row = self._query("SELECT dev, ino, size, mtime_ns FROM blobs WHERE sha256 = ?", (sha256,))
+        return row is not None and row == _identity(stat)[:4]
+
+    def remember_blob(self, sha256: str, stat: os.stat_result) -> None:
+        """Note that the blob was hashed and right, unless it is too young for that to last."""
+        if time.time_ns() - stat.st_mtime_ns >= SETTLED_NS:
+            self._write("INSERT OR REPLACE INTO blobs VALUES (?,?,?,?,?)", (sha256, *_identity(stat)[:4]))
+
+    def _query(self, sql: str, values: tuple[object, ...]) -> tuple[object, ...] | None:
+        if self._database is None:
+            return None
+        try:
+            row: tuple[object, ...] | None = self._database.execute(sql, values).fetchone()
+            return row
+        except _UNUSABLE:
+            return None
+
+    def _write(self, sql: str, values: tuple[object, ...]) -> None:
+        if self._database is not None:
+            with contextlib.suppress(*_UNUSABLE):
+                self._database.execute(sql, values)
+                self._dirty = True
+
+    def flush(self) -> None:
+        """Write what was learned so far, so that no lock on the database is held while a person waits."""
+        if self._database is not None and self._dirty:
+            with contextlib.suppress(sqlite3.Error):
+                self._database.commit()
+            self._dirty = False
+
+
+def _identity(stat: os.stat_result) -> tuple[int, int, int, int, int]:
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns

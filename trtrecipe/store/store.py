@@ -1,0 +1,173 @@
+"""The store: blobs, records, stat rows, locks and the last keys of each recipe, in one folder.
+
+    <store>/CACHEDIR.TAG README
+    <store>/v1/blobs/ab/cdef…          bytes, named by their SHA-256
+    <store>/v1/records/12/3456….json   what the step with that key produced
+    <store>/v1/last/<recipe>.json      keys of a recipe's last build: what `explain` compares with
+    <store>/v1/stat.sqlite             stat rows; may be deleted at any time
+    <store>/v1/locks tmp quarantine
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trtrecipe.digest import canonical_json, sha256_bytes
+from trtrecipe.store.blobs import Blob, Blobs, explain_oserror
+from trtrecipe.store.locks import KeyLock
+from trtrecipe.store.records import DamagedRecordError, Record, Records, make_record
+from trtrecipe.store.stat import StatCache
+
+BUCKET = "v1"
+_TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache; see README beside it.\n"
+_README = """This is trtrecipe's store of finished build steps. It may be deleted whenever no build runs:
+the next build makes everything again. Nothing in it is meant to be edited.
+"""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Why the store cannot serve a key. `what` is "none", "record damaged", "blob lost" or "blob damaged"."""
+
+    what: str
+    output: str | None = None
+    record: Record | None = None
+
+
+def default_root() -> Path:
+    """TRTRECIPE_STORE, else `trtrecipe` in the user's cache folder."""
+    if named := os.environ.get("TRTRECIPE_STORE"):
+        return Path(named).absolute()
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(cache) if Path(cache).is_absolute() else Path.home() / ".cache") / "trtrecipe"
+
+
+class Store:
+    """One store. Opening it creates its folders; raises StoreError where that cannot be done."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        base = root / BUCKET
+        self._base = base
+        self._locks, self._temporary = base / "locks", base / "tmp"
+        self._last, quarantine = base / "last", base / "quarantine"
+        try:
+            if not (base / "quarantine").is_dir():
+                self._create([base / "blobs", base / "records", self._locks, self._temporary, self._last, quarantine])
+        except OSError as error:
+            raise explain_oserror(error, root, "store") from error
+        self.stat = StatCache(base / "stat.sqlite")
+        self.blobs = Blobs(base / "blobs", quarantine, self.stat)
+        self.records = Records(base / "records", self._temporary, quarantine)
+
+    def _create(self, folders: list[Path]) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        for name, text in (("CACHEDIR.TAG", _TAG), ("README", _README)):
+            (self.root / name).write_text(text)
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def close(self) -> None:
+        """Write the stat rows."""
+        self.stat.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def lookup(self, key: str) -> Record | Missing:
+        """The record of `key` if it and all its outputs are there and whole, else why not. Changes nothing."""
+        try:
+            record = self.records.read(key)
+        except DamagedRecordError:
+            return Missing("record damaged")
+        if record is None:
+            return Missing("none")
+        for role, blob in record.outputs.items():
+            if (state := self.blobs.state(blob)) is not None:
+                return Missing(f"blob {state}", role, record)
+        return record
+
+    def set_aside(self, key: str, missing: Missing) -> None:
+        """Make room for what `lookup` could not serve. To be called by who holds the key's lock."""
+        if missing.what == "none":
+            return
+        if missing.record is not None:
+            for blob in missing.record.outputs.values():
+                if self.blobs.state(blob) == "damaged":
+                    self.blobs.set_aside(blob.sha256)
+        self.records.set_aside(key)
+
+    def publish(
+        self,
+        key: str,
+        key_document: Mapping[str, Any],
+        files: Mapping[str, Path],
+        measurements: Mapping[str, Any],
+    ) -> Record:
+        """Move output files (under `work_folder`) into the store, then create the record. The first writer wins.
+
+        Raises StoreError.
+        """
+        try:
+            outputs: dict[str, Blob] = {role: self.blobs.put(file) for role, file in files.items()}
+            return self.records.create(make_record(key, key_document, outputs, measurements))
+        except OSError as error:
+            raise explain_oserror(error, self.root, "store") from error
+
+    def lock(self, key: str) -> KeyLock:
+        """The lock of a key, not yet taken."""
+        return KeyLock(self._locks / f"{key}.lock")
+
+    @contextlib.contextmanager
+    def work_folder(self, key: str) -> Iterator[Path]:
+        """An empty folder on the store's file system, removed afterwards; for who holds the key's lock.
+
+        Raises StoreError.
+        """
+        folder = self._temporary / key
+        try:
+            # What a killed worker left behind; with the lock in hand nobody else can be using it.
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+        except OSError as error:
+            raise explain_oserror(error, self.root, "store") from error
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def log_path(self, key: str) -> Path:
+        """A new file for what a step's tools say."""
+        return self._temporary / f"{key[:16]}.{secrets.token_hex(4)}.log"
+
+    def read_last(self, recipe: Path) -> dict[str, Any]:
+        """What `write_last` kept for this recipe file; empty where there is nothing readable."""
+        try:
+            value = json.loads(self._last_path(recipe).read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    def write_last(self, recipe: Path, value: Mapping[str, Any]) -> None:
+        """Keep what the next `explain` of this recipe file compares with. Raises StoreError."""
+        path = self._last_path(recipe)
+        temporary = self._temporary / f"last.{secrets.token_hex(8)}"
+        try:
+            temporary.write_bytes(canonical_json(value))
+            temporary.replace(path)
+        except OSError as error:
+            raise explain_oserror(error, self.root, "store") from error
+
+    def _last_path(self, recipe: Path) -> Path:
+        return self._last / f"{sha256_bytes(str(recipe.absolute()).encode())}.json"
