@@ -9,7 +9,7 @@ from onnx import TensorProto
 
 from trtrecipe.errors import StepError
 
-DTYPES = {
+DTYPES: dict[int, str] = {
     TensorProto.FLOAT: "float32",
     TensorProto.FLOAT16: "float16",
     TensorProto.DOUBLE: "float64",
