@@ -1,0 +1,101 @@
+"""Scales → a graph with QuantizeLinear and DequantizeLinear pairs (symmetric INT8)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from trtrecipe.errors import StepError
+from trtrecipe.graphs.files import opset
+from trtrecipe.graphs.fresh import names, unused
+from trtrecipe.quant.scales import Float32, scale_of, weight_scales
+from trtrecipe.quant.sites import Site, constants, find_sites
+
+OLDEST_OPSET = 13
+"""The first whose QuantizeLinear takes one scale per channel."""
+
+
+def insert_qdq(model: onnx.ModelProto, thresholds: Mapping[str, float]) -> tuple[onnx.ModelProto, list[str]]:
+    """A copy of `model` with a pair on the activation and the weight input of every quantized node, and notes.
+
+    One pair serves all consumers of an activation; weights stay FP32 in front of their pair; zero points are 0. Nothing
+    else changes: no pair on biases, none on the outputs of nodes (it would part a Conv from its activation or residual
+    Add), every tensor of the float graph keeps its name. Raises StepError naming the tensor and node at fault.
+    """
+    if opset(model) < OLDEST_OPSET:
+        raise StepError(
+            f"the graph is written in opset {opset(model)}; per-channel scales need {OLDEST_OPSET} or later",
+            f"set model.opset to {OLDEST_OPSET} or export the model again",
+        )
+    found = find_sites(model)
+    notes = list(found.skipped)
+    quantized = onnx.ModelProto()
+    quantized.CopyFrom(model)
+    pairs = _Pairs(quantized)
+    before: dict[int, list[onnx.NodeProto]] = {}
+    for site in found.sites:
+        node = quantized.graph.node[site.index]
+        scale, note = _activation_scale(site, thresholds)
+        if note and note not in notes:
+            notes.append(note)
+        node.input[0] = pairs.add(site.activation, scale, None, before.setdefault(site.index, []))
+        scales = _weight_scales(pairs.weights[site.weight], site)
+        node.input[1] = pairs.add(site.weight, scales, site.axis, before[site.index])
+    nodes = [new for index, node in enumerate(quantized.graph.node) for new in (*before.get(index, ()), node)]
+    # Replacing in place: the list is copied first because the nodes belong to the field that is cleared.
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString(deterministic=True)) for node in nodes]
+    del quantized.graph.node[:]
+    quantized.graph.node.extend(nodes)
+    onnx.checker.check_model(quantized, full_check=True)
+    return quantized, notes
+
+
+class _Pairs:
+    """Makes each (tensor, axis) pair once, under names that the graph does not use."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._graph = model.graph
+        self._taken = names(model.graph)
+        self._made: dict[tuple[str, int | None], str] = {}
+        self.weights = {name: numpy_helper.to_array(tensor) for name, tensor in constants(model).items()}
+
+    def add(self, tensor: str, scales: Float32, axis: int | None, nodes: list[onnx.NodeProto]) -> str:
+        """Append the pair to `nodes` unless it exists; the name of the dequantized tensor."""
+        if (tensor, axis) in self._made:
+            return self._made[tensor, axis]
+        scale, zero, quantized, dequantized = (
+            unused(f"{tensor}/{part}", self._taken) for part in ("scale", "zero_point", "quantized", "dequantized")
+        )
+        self._graph.initializer.append(numpy_helper.from_array(scales, scale))
+        self._graph.initializer.append(numpy_helper.from_array(np.zeros(scales.shape, np.int8), zero))
+        attributes = {} if axis is None else {"axis": axis}
+        for operator, source, result in (
+            ("QuantizeLinear", tensor, quantized),
+            ("DequantizeLinear", quantized, dequantized),
+        ):
+            nodes.append(helper.make_node(operator, [source, scale, zero], [result], name=result, **attributes))
+        self._made[tensor, axis] = dequantized
+        return dequantized
+
+
+def _activation_scale(site: Site, thresholds: Mapping[str, float]) -> tuple[Float32, str | None]:
+    if site.activation not in thresholds:
+        raise StepError(
+            f"the scales have no entry for tensor {site.activation}, the input of {site.node}",
+            "calibrate the same graph that is quantized",
+        )
+    threshold = thresholds[site.activation]
+    note = f"tensor {site.activation}, the input of {site.node}, was 0 in every calibration sample; its scale is 1"
+    return scale_of(np.float32(threshold)), None if threshold else note
+
+
+def _weight_scales(weights: Float32, site: Site) -> Float32:
+    if not np.isfinite(weights).all():
+        raise StepError(
+            f"the weights {site.weight} of {site.node} contain NaN or infinity, which INT8 cannot hold",
+            "repair the model; training probably diverged",
+        )
+    return weight_scales(weights, site.axis)
