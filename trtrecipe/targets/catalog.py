@@ -1,49 +1,292 @@
-"""Profiles, releases and dialects: data under `targets/data/`, read here and nowhere else."""
+"""Profiles, releases and dialects: data under `targets/data/`, read here and nowhere else.
+
+Reading is layered by cost: profiles, JetPack releases and dialects are small and parsed once; an operator table is
+parsed only when a step needs it.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from trtrecipe.digest import sha256_json
+from trtrecipe.errors import InputError, Problem
+
+DATA = Path(__file__).parent / "data"
+LONGEST = 64
+"""Characters of a name that a message repeats, and that near matches are looked for."""
+
+
+class TargetError(InputError):
+    """A `profile@JetPack` that cannot be served: `message` says what and why, `hint` what to write instead."""
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__([Problem(message, hint=hint)])
+        self.hint = hint
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """What one TensorRT release (or ONNX Runtime) accepts.
+    """What one TensorRT release family, TensorRT for RTX, or ONNX Runtime accepts.
 
-    `id` is e.g. "ort", "rtx", "trt-8.2". `opset_max` is the highest ONNX opset of the default domain that it takes.
-    `strongly_typed`: precisions are baked into the graph, there are no precision flags. `operators` maps each ONNX
-    operator the release's parser lists to whether it is supported; None where no table exists (the runtime itself is
-    then asked). `operators_from` names the release the table was written for, `assumed` says it is an older one.
+    `id` is "trt-8.2", "rtx", "ort". `opset_max` is the highest ONNX opset of the default domain that it takes.
+    `strongly_typed`: precisions are baked into the graph, there are no precision flags. `operators_from` names the
+    release whose operator table serves (see `operators`), None where there is none and the runtime itself is asked;
+    `assumed` says that opset ceiling and table were published for an older release. `dla` and `workspace`: whether
+    the builder can use DLA cores and takes a workspace limit.
     """
 
     id: str
+    tensorrt: str | None
     opset_max: int
-    strongly_typed: bool
-    operators: tuple[str, ...] | None
     operators_from: str | None
     assumed: bool
+    strongly_typed: bool
+    precisions: tuple[str, ...]
+    dla: bool
+    workspace: bool
+    notes: tuple[str, ...]
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class L4T:
+    """One L4T version of a JetPack release; `tensorrt` None is unknown."""
+
+    version: str
+    tensorrt: str | None
 
 
 @dataclass(frozen=True)
 class Release:
-    """One JetPack release on one profile: versions as the facts give them; `tensorrt` None is unknown."""
+    """One JetPack release on one profile. A release may span L4T versions with different TensorRT patches."""
 
     jetpack: str
-    l4t: str
-    tensorrt: str | None
+    name: str
+    status: str
+    l4t: tuple[L4T, ...]
     cuda: str | None
+    python: str
+    variants: tuple[str, ...]
+    notes: tuple[str, ...]
+    sources: tuple[str, ...]
+
+    @property
+    def tensorrt(self) -> tuple[str, ...]:
+        """The TensorRT versions that it is known to ship, oldest L4T first; empty when unknown."""
+        return tuple(dict.fromkeys(entry.tensorrt for entry in self.l4t if entry.tensorrt))
+
+    @property
+    def family(self) -> str | None:
+        """TensorRT's major.minor, the same for every L4T version of a release; None when unknown."""
+        return ".".join(self.tensorrt[0].split(".")[:2]) if self.tensorrt else None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A memory or module variant of a profile. `dla_cores` counts the hardware; a release may not reach them."""
+
+    id: str
+    name: str
+    memory_gb: tuple[int, ...]
+    dla_cores: int
+    modules: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What we know of a device type. `precisions` are modes it computes in hardware (fp32, fp16, int8)."""
+    """What we know of a device type.
+
+    `family` is "jetson", "rtx" or "host"; `builder` the tool that makes its engines ("trtexec", "tensorrt-rtx",
+    "onnxruntime"). `precisions` are the modes it computes, `fallbacks` those that it can compute beside int8.
+    `precision_notes`: what a person should know of a precision, by its name, or "fallback".
+    """
 
     id: str
     name: str
-    family: str  # "host" | "rtx" | "jetson"
-    compute_capability: str | None
+    family: str
+    builder: str
+    gpu: str | None
+    compute_capabilities: tuple[str, ...]
     precisions: tuple[str, ...]
     fallbacks: tuple[str, ...]
-    dla_cores: str
+    precision_notes: Mapping[str, str]
+    variants: tuple[Variant, ...]
     releases: tuple[Release, ...]
     notes: tuple[str, ...]
     sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """All profiles in the order of `devices list`, all dialects by id, and TensorRT families refused with a reason."""
+
+    profiles: tuple[Profile, ...]
+    dialects: Mapping[str, Dialect]
+    refused: Mapping[str, str]
+
+    def find(self, spec: str) -> tuple[Profile, Release | None]:
+        """The profile and release that `profile` or `profile@JetPack` names. Raises `TargetError`."""
+        profile, release = self.look_up(spec)
+        self.dialect(profile, release)
+        return profile, release
+
+    def look_up(self, spec: str) -> tuple[Profile, Release | None]:
+        """Like `find`, but also what cannot be built for, and a Jetson without a release. Raises `TargetError`."""
+        name, at, jetpack = spec.partition("@")
+        profile = self._profile(name, at + jetpack)
+        if not at:
+            return profile, None
+        if not profile.releases:
+            raise TargetError(f"{profile.id} takes no JetPack release", f"write {profile.id} without @")
+        for release in profile.releases:
+            if release.jetpack == jetpack:
+                return profile, release
+        raise self._unknown_release(profile, jetpack)
+
+    def dialect(self, profile: Profile, release: Release | None) -> Dialect:
+        """What the builder of that profile at that release accepts. Raises `TargetError` where it cannot be served."""
+        if release is None:
+            if profile.releases:
+                raise TargetError(f"{profile.id} needs a JetPack release", self._example(profile))
+            return self.dialects["ort" if profile.family == "host" else profile.family]
+        if reason := self.refusal(release):
+            spec = f"{profile.id}@{release.jetpack}"
+            raise TargetError(f"{spec} cannot be built for: {reason}", self._instead_of(profile, release))
+        return self.dialects[f"trt-{release.family}"]
+
+    def refusal(self, release: Release) -> str | None:
+        """Why nothing can be built for that release, or None."""
+        if release.family is None:
+            return f"which TensorRT JetPack {release.name} ships is not known"
+        if release.family in self.refused:
+            return self.refused[release.family]
+        if f"trt-{release.family}" not in self.dialects:
+            return f"what TensorRT {release.family} accepts is not known"
+        return None
+
+    def served(self, profile: Profile) -> tuple[Release, ...]:
+        """The profile's releases that engines can be built for, oldest first."""
+        return tuple(release for release in profile.releases if self.refusal(release) is None)
+
+    def _profile(self, name: str, at_jetpack: str) -> Profile:
+        for profile in self.profiles:
+            if profile.id == name:
+                return profile
+        raise self._unknown_profile(name, at_jetpack)
+
+    def _unknown_profile(self, name: str, at_jetpack: str) -> TargetError:
+        known = [profile.id for profile in self.profiles]
+        for profile in self.profiles:
+            if name in (variant.id for variant in profile.variants):
+                hint = f"write {profile.id}{at_jetpack}; which variant it is comes from the device"
+                return TargetError(f"{name} is a variant of {profile.id}, not a profile", hint)
+        if len(name + at_jetpack) > LONGEST:
+            return TargetError(f"unknown profile {name[:LONGEST]!r}...", f"profiles: {', '.join(known)}")
+        several = self._profiles_with_words(name, at_jetpack.removeprefix("@"))
+        if len(several) > 1:
+            hint = f"write {_either([id + at_jetpack for id in several])}"
+            return TargetError(f"{name} is no profile, it may mean {_either(several)}", hint)
+        close = several or get_close_matches(name.lower(), known, n=1)
+        hint = f"did you mean {close[0]}{at_jetpack}? " if close else ""
+        return TargetError(f"unknown profile {name!r}", f"{hint}profiles: {', '.join(known)}")
+
+    def _profiles_with_words(self, name: str, jetpack: str) -> list[str]:
+        """Profiles whose name has all words of `name` ("jetson-nx"); only those with that release, if there are any."""
+        words = set(name.lower().split("-"))
+        found = [profile for profile in self.profiles if words < set(profile.id.split("-"))]
+        fitting = [profile for profile in found if jetpack in (release.jetpack for release in profile.releases)]
+        return [profile.id for profile in fitting or found]
+
+    def _unknown_release(self, profile: Profile, jetpack: str) -> TargetError:
+        served = [release.jetpack for release in self.served(profile)]
+        releases = f"releases: {', '.join(served)}"
+        if len(jetpack) > LONGEST:
+            return TargetError(f"unknown JetPack release {jetpack[:LONGEST]!r}... for {profile.id}", releases)
+        if any(release.jetpack == jetpack for other in self.profiles for release in other.releases):
+            return TargetError(f"JetPack {jetpack} does not support {profile.id}", releases)
+        close = get_close_matches(jetpack.lower().replace(" ", "-"), served, n=1)
+        hint = f"did you mean {profile.id}@{close[0]}? " if close else ""
+        return TargetError(f"unknown JetPack release {jetpack!r} for {profile.id}", hint + releases)
+
+    def _example(self, profile: Profile) -> str:
+        served = self.served(profile)
+        names = ", ".join(release.jetpack for release in served)
+        return f"write it as profile@JetPack, such as {profile.id}@{served[-1].jetpack}; releases: {names}"
+
+    def _instead_of(self, profile: Profile, release: Release) -> str:
+        """Where to go from a release that is refused: the nearest older one that is served, else the oldest."""
+        served = self.served(profile)
+        before = profile.releases[: profile.releases.index(release)]
+        older = [known for known in served if known in before]
+        names = ", ".join(known.jetpack for known in served)
+        return f"write {profile.id}@{(older or served[:1])[-1].jetpack}; releases: {names}"
+
+
+@cache
+def load_catalog() -> Catalog:
+    """The catalog that ships with the package, read once per process."""
+    releases = _read("jetpack.json")
+    dialects = _read("dialects.json")
+    return Catalog(
+        profiles=tuple(_profile(raw, releases) for raw in _read("profiles.json")["profiles"]),
+        dialects={raw["id"]: Dialect(**_frozen(raw)) for raw in dialects["dialects"]},
+        refused=dialects["refused"],
+    )
+
+
+@cache
+def operators(table: str) -> Mapping[str, bool]:
+    """The operator table `Dialect.operators_from` names: ONNX operator → whether the parser supports it.
+
+    Not listed is not known, hence not supported. Raises OSError when there is no such table.
+    """
+    supported: dict[str, bool] = _read(f"operators-{table}.json")["operators"]
+    return supported
+
+
+def operators_sha256(dialect: Dialect) -> str | None:
+    """Digest of the operator table's content, for keys; None where the dialect has no table."""
+    return None if dialect.operators_from is None else sha256_json(operators(dialect.operators_from))
+
+
+def _read(name: str) -> Any:
+    return json.loads((DATA / name).read_text("utf-8"))
+
+
+def _frozen(raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
+
+
+def _profile(raw: dict[str, Any], releases: Mapping[str, Any]) -> Profile:
+    variants = tuple(Variant(**_frozen(variant)) for variant in raw["variants"])
+    ids = [variant.id for variant in variants]
+    found = (
+        _release(entry, supported, releases["sources"])
+        for entry in releases["releases"]
+        if (supported := tuple(id for id in ids if id in entry["devices"]))
+    )
+    return Profile(**_frozen(raw) | {"variants": variants, "releases": tuple(found)})
+
+
+def _release(raw: dict[str, Any], variants: tuple[str, ...], common_sources: list[str]) -> Release:
+    return Release(
+        jetpack=raw["jetpack"],
+        name=raw["name"],
+        status=raw["status"],
+        l4t=tuple(L4T(version, tensorrt) for version, tensorrt in raw["l4t"].items()),
+        cuda=raw["cuda"],
+        python=raw["python"],
+        variants=variants,
+        notes=tuple(raw["notes"]),
+        sources=(*common_sources, *raw["sources"]),
+    )
+
+
+def _either(names: list[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"

@@ -1,0 +1,38 @@
+"""A target as the planner sees it: one entry of the recipe, resolved against its profile and release."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from trtrecipe.targets.catalog import Dialect, Profile, Release
+
+if TYPE_CHECKING:  # the recipe's own frozen values pass through; nothing here needs pydantic
+    from trtrecipe.recipe.model import DimRange, Gates
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to build for one target, overrides applied.
+
+    `id` names its folder under `dist/`. `mode` is "fp32", "fp16" or "int8"; `fallback` the precision of whatever is
+    not quantized (int8 only, else None), already what the profile can do. `workspace`: bytes, None where the builder
+    takes none or the recipe sets none. `notes`: sentences a person should read before trusting the figures.
+    """
+
+    id: str
+    profile: Profile
+    release: Release | None
+    dialect: Dialect
+    mode: str
+    fallback: str | None
+    workspace: int | None
+    dims: Mapping[str, DimRange]
+    gates: Gates | None
+    notes: tuple[str, ...]
+
+    @property
+    def float_precision(self) -> str:
+        """The precision of the floating-point part of the graph: "fp32" or "fp16"."""
+        return self.fallback or self.mode
