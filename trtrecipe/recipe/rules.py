@@ -106,7 +106,7 @@ def _target(entry: TargetEntry, recipe: Recipe, profile: Profile, release: Relea
         profile=profile,
         release=release,
         dialect=dialect,
-        mode=precision.mode,
+        precision_mode=precision.mode,
         fallback=fallback,
         workspace=workspace if dialect.workspace else None,
         dims=entry.model.dims if entry.model else recipe.model.dims,
@@ -123,7 +123,8 @@ def _notes(profile: Profile, dialect: Dialect, precision: Precision, workspace: 
     if workspace is not None and not dialect.workspace:
         yield f"build.workspace does not apply to {profile.id}: {profile.builder} has no such limit"
     if dialect.assumed:
-        yield f"assumed: TensorRT {dialect.tensorrt} takes the opsets and operators published for {dialect.operators_from}"
+        table = dialect.operators_from
+        yield f"assumed: TensorRT {dialect.tensorrt} takes the opsets and operators published for {table}"
 
 
 def _entry_problems(

@@ -174,6 +174,10 @@ class Catalog:
         """The profile's releases that engines can be built for, oldest first."""
         return tuple(release for release in profile.releases if self.refusal(release) is None)
 
+    def operators_sha256(self, dialect: Dialect) -> str | None:
+        """Digest of the content of the dialect's operator table, for keys; None where it has no table."""
+        return None if dialect.operators_from is None else sha256_json(operators(dialect.operators_from))
+
     def _profile(self, name: str, at_jetpack: str) -> Profile:
         for profile in self.profiles:
             if profile.id == name:
@@ -248,11 +252,6 @@ def operators(table: str) -> Mapping[str, bool]:
     """
     supported: dict[str, bool] = _read(f"operators-{table}.json")["operators"]
     return supported
-
-
-def operators_sha256(dialect: Dialect) -> str | None:
-    """Digest of the operator table's content, for keys; None where the dialect has no table."""
-    return None if dialect.operators_from is None else sha256_json(operators(dialect.operators_from))
 
 
 def _read(name: str) -> Any:
