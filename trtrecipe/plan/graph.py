@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from trtrecipe.data.sampling import Sampling
-from trtrecipe.errors import Problem
 from trtrecipe.plan.machine import Machine, rtx_runs_on
+from trtrecipe.plan.sources import ModelSource, SampleSource, Source, model_format
 from trtrecipe.plan.tools import version
 from trtrecipe.recipe.load import Loaded
 from trtrecipe.recipe.model import NpzData
@@ -22,33 +21,11 @@ DEFAULT_SAMPLES = 32
 
 
 @dataclass(frozen=True, slots=True)
-class ModelSource:
-    """The model's file or folder. `at` is the place in the recipe to blame."""
-
-    path: Path
-    at: Problem = field(compare=False, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class SampleSource:
-    """The selected samples of one .npy file, or of the array `member` of an .npz file."""
-
-    path: Path
-    member: str | None
-    sampling: Sampling
-    at: Problem = field(compare=False, repr=False)
-    samples_at: Problem = field(compare=False, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
 class StepOutput:
     """The output `role` of the step `step` (its id)."""
 
     step: str
     role: str
-
-
-Source = ModelSource | SampleSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +116,7 @@ def _plan_target(loaded: Loaded, target: Target, machine: Machine, steps: dict[s
     adder = _Adder(recipe.name, target.id, steps)
     dims = {name: span.model_dump() for name, span in target.dims.items()}
     preprocess = {name: [op.model_dump() for op in ops] for name, ops in recipe.preprocess.items()}
-    model_format = recipe.model.format or infer_format(loaded)
+    model_format = recipe.model.format or model_format(loaded.folder / recipe.model.source, loaded.problem(("model", "source"), ""))
     judged_by, judging = _evaluation(loaded)
     judging = {"preprocess": preprocess, **judging}
 
@@ -163,7 +140,7 @@ def _plan_target(loaded: Loaded, target: Target, machine: Machine, steps: dict[s
     }), "onnx")
     reference = adder.add("reference", "", {"onnx": StepOutput(export, "onnx"), **judged_by}, judging)
     artifacts = {"preprocessing": StepOutput(reference, "preprocessing")}
-    if target.precision_mode == "int8":
+    if target.mode == "int8":
         assert recipe.calibration is not None  # a rule of the recipe
         samples = _samples(loaded, "calibration", Sampling(recipe.calibration.samples, recipe.calibration.seed))
         scales = StepOutput(adder.add(
@@ -173,8 +150,8 @@ def _plan_target(loaded: Loaded, target: Target, machine: Machine, steps: dict[s
         ), "scales")
         artifacts["scales"] = scales
         graph = StepOutput(adder.add("quantize", dialect.id, {"onnx": graph, "scales": scales}, {}), "onnx")
-    float_precision = target.fallback if target.precision_mode == "int8" else target.precision_mode
-    if dialect.strongly_typed and float_precision == "fp16":
+    float_precision = target.fallback if target.mode == "int8" else target.precision_mode
+    if dialect.strongly_typed and target.float_precision == "fp16":
         graph = StepOutput(adder.add("convert", dialect.id, {"onnx": graph}, {"precision": "fp16"}), "onnx")
     artifacts["onnx"] = graph
     evaluates = _plan_build(adder, target, machine, graph, dims, artifacts, {
@@ -254,17 +231,3 @@ def _samples(loaded: Loaded, block: str, sampling: Sampling) -> dict[str, Source
         )
         for name, file in sorted(data.npy.items())
     }
-
-
-def infer_format(loaded: Loaded) -> str:
-    """The model's format, from what is there. Raises InputError."""
-    from trtrecipe.plan.sources import model_format
-
-    return model_format(loaded.folder / loaded.recipe.model.source, loaded.problem(("model", "source"), ""))
-
-
-def with_message(at: Problem, message: str, hint: str | None = None) -> Problem:
-    """A problem at the same place as `at`."""
-    return replace(at, message=message, hint=hint)
-
-

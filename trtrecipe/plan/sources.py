@@ -4,13 +4,36 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from trtrecipe.data.sampling import Sampling
 from trtrecipe.data.sources import DataError, digest_samples
 from trtrecipe.digest import sha256_file, sha256_json
 from trtrecipe.errors import InputError, Problem
-from trtrecipe.plan.graph import Graph, ModelSource, SampleSource, Source, with_message
 from trtrecipe.store.stat import StatCache
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """The model's file or folder. `at` is the place in the recipe to blame."""
+
+    path: Path
+    at: Problem = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSource:
+    """The selected samples of one .npy file, or of the array `member` of an .npz file."""
+
+    path: Path
+    member: str | None
+    sampling: Sampling
+    at: Problem = field(compare=False, repr=False)
+    samples_at: Problem = field(compare=False, repr=False)
+
+
+Source = ModelSource | SampleSource
 
 
 def model_format(path: Path, at: Problem) -> str:
@@ -20,31 +43,28 @@ def model_format(path: Path, at: Problem) -> str:
             if (path / "saved_model.pb").is_file():
                 return "saved_model"
             what = "is a folder without saved_model.pb, so it is no SavedModel"
-            raise InputError([with_message(at, f"{path} {what}", "name the folder that holds saved_model.pb")])
+            raise InputError([_blame(at, f"{path} {what}", "name the folder that holds saved_model.pb")])
         with path.open("rb") as file:
             start = file.read(64)
     except OSError as error:
-        raise InputError([with_message(at, f"{path} cannot be read: {error.strerror}")]) from None
+        raise InputError([_blame(at, f"{path} cannot be read: {error.strerror}")]) from None
     if start.startswith(b"version https://git-lfs"):
-        raise InputError([with_message(at, f"{path} is a Git LFS pointer, not the model", "run: git lfs pull")])
+        raise InputError([_blame(at, f"{path} is a Git LFS pointer, not the model", "run: git lfs pull")])
     return "keras" if start.startswith(b"PK\x03\x04") else "onnx"
 
 
-def digest_sources(graph: Graph, stat: StatCache) -> dict[Source, str]:
-    """The content digest of every source of the graph. Raises InputError with all problems found."""
+def digest_sources(sources: Iterable[Source], stat: StatCache) -> dict[Source, str]:
+    """The content digest of every source. Raises InputError with all problems found."""
     digests: dict[Source, str] = {}
     problems: list[Problem] = []
-    sources = (given for step in graph.steps.values() for given in step.inputs.values())
-    for source in sources:
-        if not isinstance(source, (ModelSource, SampleSource)) or source in digests:
-            continue
+    for source in dict.fromkeys(sources):
         try:
             digests[source] = source_digest(source, stat)
         except DataError as error:
             at = source.samples_at if isinstance(source, SampleSource) and error.field == "samples" else source.at
-            problems.append(with_message(at, error.message, error.hint))
+            problems.append(_blame(at, error.message, error.hint))
         except OSError as error:
-            problems.append(with_message(source.at, f"{error.filename or source.path}: {error.strerror}"))
+            problems.append(_blame(source.at, f"{error.filename or source.path}: {error.strerror}"))
     if problems:
         raise InputError(dict.fromkeys(problems))
     return digests
@@ -76,3 +96,7 @@ def _files(folder: Path) -> Iterable[tuple[str, Path]]:
             if path.is_file():
                 found.append((path.relative_to(folder).as_posix(), path))
     return sorted(found)
+
+
+def _blame(at: Problem, message: str, hint: str | None = None) -> Problem:
+    return replace(at, message=message, hint=hint)

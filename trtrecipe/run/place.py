@@ -1,0 +1,131 @@
+"""Fills `dist/<recipe>/<target>/` with copies of what was built, and a manifest that says how."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from trtrecipe import __version__
+from trtrecipe.digest import sha256_file
+from trtrecipe.plan.graph import Graph, RecipePlan
+from trtrecipe.plan.tools import version
+from trtrecipe.run.results import TargetResult
+from trtrecipe.steps.registry import STEPS
+from trtrecipe.store.blobs import Blob, explain_oserror
+from trtrecipe.store.store import Store
+
+FILES = {
+    "engine": "model.engine",
+    "onnx": "model.onnx",
+    "scales": "scales.json",
+    "preprocessing": "preprocessing.json",
+}
+MANIFEST = "manifest.json"
+
+
+def place(graph: Graph, recipe: RecipePlan, result: TargetResult, store: Store, output: Path) -> dict[str, Path]:
+    """Put back what is missing or altered of a target's files; artifact name → path.
+
+    A target that failed or missed a gate leaves the folder as it was. Every file is written and checked beside the
+    folder before any is moved in, the manifest last. Raises StoreError where the folder cannot be written,
+    DamagedBlobError where the store's bytes are not what they should be.
+    """
+    if result.status in ("failed", "gate-failed"):
+        return {}
+    folder = output / recipe.name / result.plan.target.id
+    wanted = {FILES[name]: blob for name, blob in result.artifacts.items()}
+    manifest = _manifest_text(graph, recipe, result).encode()
+    try:
+        before = _read_manifest(folder)
+        absent = {name: blob for name, blob in wanted.items() if not _is_there(folder / name, blob, store)}
+        stale = {
+            name: sha256
+            for name, sha256 in before.items()
+            if name not in wanted and _digest_or_none(folder / name) == sha256
+        }
+        manifest_path = folder / MANIFEST
+        if absent or stale or not manifest_path.is_file() or manifest_path.read_bytes() != manifest:
+            _write(folder, absent, stale, manifest, store)
+    except OSError as error:
+        raise explain_oserror(error, folder, "output folder") from error
+    return {name: folder / FILES[name] for name in result.artifacts} | {"manifest": folder / MANIFEST}
+
+
+def _write(folder: Path, absent: Mapping[str, Blob], stale: Mapping[str, str], manifest: bytes, store: Store) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    staging = folder / f".placing-{secrets.token_hex(4)}"
+    staging.mkdir()
+    try:
+        for name, blob in absent.items():
+            store.blobs.copy_out(blob, staging / name)
+        (staging / MANIFEST).write_bytes(manifest)
+        for name in absent:
+            (staging / name).replace(folder / name)
+        for name in stale:
+            (folder / name).unlink()
+        (staging / MANIFEST).replace(folder / MANIFEST)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _is_there(path: Path, blob: Blob, store: Store) -> bool:
+    if not path.is_file() or path.is_symlink() or path.stat().st_size != blob.size:
+        return False
+    return store.stat.digest(path, "", lambda: sha256_file(path)) == blob.sha256
+
+
+def _digest_or_none(path: Path) -> str | None:
+    return sha256_file(path) if path.is_file() and not path.is_symlink() else None
+
+
+def _read_manifest(folder: Path) -> dict[str, str]:
+    """File name → SHA-256 as an earlier build placed them; empty where no readable manifest is."""
+    try:
+        artifacts = json.loads((folder / MANIFEST).read_bytes())["artifacts"]
+        return {entry["file"]: entry["sha256"] for entry in artifacts.values() if entry["file"] in FILES.values()}
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _manifest_text(graph: Graph, recipe: RecipePlan, result: TargetResult) -> str:
+    """The manifest: made from records alone, so that the same results always give the same text."""
+    target = result.plan.target
+    tools: dict[str, str | None] = {"trtrecipe": __version__}
+    steps: list[dict[str, Any]] = []
+    for step_id, outcome in result.steps:
+        step, resolution = graph.steps[step_id], outcome.resolution
+        entry: dict[str, Any] = {"step": step.name, "kind": step.kind}
+        if resolution.outputs is None:
+            entry["pending"] = resolution.reason or outcome.error
+        else:
+            module = STEPS[step.kind]
+            tools |= {tool: version(tool) for tool in module.tools(module.Params(**step.params))}
+            entry["key"] = resolution.key
+            entry["outputs"] = {role: blob.sha256 for role, blob in resolution.outputs.items()}
+        steps.append(entry)
+    manifest = {
+        "schema": "trtrecipe/manifest/v1",
+        "recipe": recipe.name,
+        "target": target.id,
+        "profile": target.profile.id,
+        "jetpack": target.release.jetpack if target.release else None,
+        "dialect": target.dialect.id,
+        "precision": {"mode": target.mode, "fallback": target.fallback},
+        "status": "pending" if result.status == "pending" else "complete",
+        "evaluated": result.plan.evaluates if "evaluated" in result.metrics else None,
+        "artifacts": {
+            name: {"file": FILES[name], **asdict(blob)} for name, blob in sorted(result.artifacts.items())
+        },
+        "metrics": result.metrics,
+        "gates": [asdict(gate) for gate in result.gates],
+        "notes": list(result.notes),
+        "tools": tools,
+        "steps": steps,
+    }
+    return json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+

@@ -1,0 +1,100 @@
+"""Starting, hearing and stopping worker processes. Nothing else here starts a process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# What a step may see of the environment; anything else could change its result unseen.
+_PASSED = (
+    "PATH", "HOME", "USER", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "CUDA_VISIBLE_DEVICES",
+    "NVIDIA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PYTHONPATH", "PYTHONHASHSEED", "PYTHONDONTWRITEBYTECODE",
+    "PYTHONPYCACHEPREFIX", "PYTHONUSERBASE", "VIRTUAL_ENV", "COVERAGE_PROCESS_START",
+)  # fmt: skip
+_FIXED = {"LC_ALL": "C.UTF-8", "TZ": "UTC", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+LOG_TAIL = 4096
+
+
+def step_environment() -> dict[str, str]:
+    """The environment of a worker process."""
+    return {name: os.environ[name] for name in _PASSED if name in os.environ} | _FIXED
+
+
+class WorkerProcess:
+    """A running worker: the leader of its own process group, so that it ends with all its children."""
+
+    def __init__(self, request: Mapping[str, Any], log: Path, folder: Path) -> None:
+        """Start it in `folder` with what its tools print going to `log`. Raises OSError."""
+        self.log = log
+        with log.open("wb") as log_file:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "trtrecipe.run.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log_file,
+                cwd=folder,
+                env=step_environment(),
+                start_new_session=True,
+            )
+        assert self._process.stdin and self._process.stdout
+        # The pipe stays open: the worker ends itself when it closes, which it does when this process dies.
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+        self._answer = b""
+
+    def fileno(self) -> int:
+        """The descriptor that becomes readable when the worker answers or ends."""
+        assert self._process.stdout
+        return self._process.stdout.fileno()
+
+    def read(self) -> bool:
+        """Take in what has come; False once the worker has said all it will."""
+        piece = os.read(self.fileno(), 1 << 16)
+        self._answer += piece
+        return bool(piece)
+
+    def finish(self) -> dict[str, Any]:
+        """The worker's answer once `read` gave False; a worker that died without one is a failure."""
+        code = self._process.wait()
+        self._close()
+        try:
+            answer = json.loads(self._answer)
+        except ValueError:
+            answer = None
+        if code == 0 and isinstance(answer, dict):
+            return answer
+        if code < 0:
+            name = signal.Signals(-code).name
+            hint = "the machine may be out of memory" if code == -signal.SIGKILL else None
+            return {"status": "failed", "error": f"its process was ended by {name}", "hint": hint}
+        return {"status": "failed", "error": f"its process ended with exit code {code} and no answer"}
+
+    def kill(self) -> None:
+        """End the worker and all its children."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._close()
+
+    def _close(self) -> None:
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+
+    def log_tail(self) -> str:
+        """The last lines that the step's tools printed."""
+        try:
+            with self.log.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL))
+                return file.read().decode(errors="replace").strip()
+        except OSError:
+            return ""

@@ -1,0 +1,230 @@
+"""Runs what the store cannot serve: independent steps in parallel, each in its own process."""
+
+from __future__ import annotations
+
+import heapq
+import selectors
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from trtrecipe.plan.graph import Graph, Step, StepOutput
+from trtrecipe.plan.resolve import Resolution, Resolver
+from trtrecipe.plan.sources import SampleSource, Source
+from trtrecipe.run.events import Finished, Listener, Outcome, Started, Waiting
+from trtrecipe.run.process import WorkerProcess
+from trtrecipe.steps.registry import STEPS
+from trtrecipe.store.records import Record
+from trtrecipe.store.store import Store
+
+BUSY_RETRY = 0.2  # seconds until a key that another build works on is looked at again
+_ORDER = {kind: number for number, kind in enumerate(STEPS)}
+
+
+class Scheduler:
+    """One build of a graph. `run` may be called once."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        resolver: Resolver,
+        store: Store,
+        sources: Mapping[Source, str],
+        jobs: int,
+        listener: Listener,
+    ) -> None:
+        self._graph = graph
+        self._resolver = resolver
+        self._store = store
+        self._sources = sources
+        self._jobs = jobs
+        self._listener = listener
+        self._known: dict[str, Resolution] = {}
+        self._outcomes: dict[str, Outcome] = {}
+        self._ready: list[tuple[int, int, str]] = []
+        self._later: list[tuple[float, str]] = []
+        self._running: dict[str, WorkerProcess] = {}
+        self._repeated: set[tuple[str, str]] = set()
+        self._index = {step_id: number for number, step_id in enumerate(graph.steps)}
+        self._needs: dict[str, set[str]] = {}
+        self._needed_by: dict[str, list[str]] = {step_id: [] for step_id in graph.steps}
+        for step in graph.steps.values():
+            self._needs[step.id] = {s.step for s in step.inputs.values() if isinstance(s, StepOutput)}
+            for before in self._needs[step.id]:
+                self._needed_by[before].append(step.id)
+
+    def run(self) -> dict[str, Outcome]:
+        """Build everything that can be built; how each step ended. KeyboardInterrupt stops the workers and passes."""
+        selector = selectors.DefaultSelector()
+        try:
+            self._resolve(deque(step_id for step_id, needs in self._needs.items() if not needs))
+            self._store.stat.flush()
+            while self._ready or self._running or self._later:
+                self._wake()
+                while self._ready and len(self._running) < self._jobs:
+                    step_id = heapq.heappop(self._ready)[2]
+                    worker = self._start(self._graph.steps[step_id])
+                    if worker is not None:
+                        selector.register(worker, selectors.EVENT_READ, step_id)
+                timeout = max(0.0, self._later[0][0] - time.monotonic()) if self._later else None
+                if not self._running:
+                    time.sleep(timeout or 0.0)
+                    continue
+                for event, _ in selector.select(timeout):
+                    if not self._running[event.data].read():
+                        selector.unregister(event.fileobj)
+                        self._finish(self._graph.steps[event.data], self._running.pop(event.data))
+                        self._store.stat.flush()
+        finally:
+            for worker in self._running.values():
+                worker.kill()
+                worker.log.unlink(missing_ok=True)
+            selector.close()
+        return self._outcomes
+
+    def _resolve(self, open_steps: deque[str]) -> None:
+        """Settle every step whose inputs are known, as far as hits carry."""
+        while open_steps:
+            step = self._graph.steps[open_steps.popleft()]
+            resolution = self._resolver.resolve(step, self._known)
+            self._known[step.id] = resolution
+            if resolution.status == "run":
+                heapq.heappush(self._ready, (_ORDER[step.kind], self._index[step.id], step.id))
+            elif resolution.status == "hit":
+                self._settle(step, Outcome("hit", resolution), open_steps)
+            elif resolution.status == "pending":
+                self._settle(step, Outcome("pending", resolution), open_steps)
+            else:
+                self._settle(step, Outcome("failed", resolution, error=resolution.reason), open_steps)
+
+    def _settle(self, step: Step, outcome: Outcome, open_steps: deque[str]) -> None:
+        """Note how a step ended; what waited for it alone is opened, or settled too if an input will not come."""
+        # A queue instead of recursion: chains may be 10,000 steps long.
+        settled = deque([(step, outcome)])
+        while settled:
+            step, outcome = settled.popleft()
+            self._outcomes[step.id] = outcome
+            self._known[step.id] = outcome.resolution
+            self._listener(Finished(step, outcome))
+            for after in self._needed_by[step.id]:
+                needs = self._needs[after]
+                if step.id not in needs:
+                    continue
+                needs.remove(step.id)
+                if needs:
+                    continue
+                without = self._cannot_run(self._graph.steps[after])
+                if without is None:
+                    open_steps.append(after)
+                else:
+                    settled.append((self._graph.steps[after], without))
+
+    def _cannot_run(self, step: Step) -> Outcome | None:
+        """"blocked" or "pending" when an input will not come in this build."""
+        froms = [source.step for source in step.inputs.values() if isinstance(source, StepOutput)]
+        for status, kinds in (("blocked", ("failed", "blocked")), ("pending", ("pending",))):
+            for before in froms:
+                if self._outcomes[before].status in kinds:
+                    text = f"{'needs' if status == 'blocked' else 'waits for'} {before.partition(':')[2]}"
+                    return Outcome(status, Resolution(status), error=text)
+        return None
+
+    def _start(self, step: Step) -> WorkerProcess | None:
+        resolution = self._known[step.id]
+        assert resolution.key is not None
+        request = {
+            "store": str(self._store.root),
+            "kind": step.kind,
+            "params": step.params,
+            "key": resolution.key,
+            "key_document": resolution.key_document,
+            "inputs": {role: self._request_input(source) for role, source in step.inputs.items()},
+        }
+        try:
+            worker = WorkerProcess(request, self._store.log_path(resolution.key), self._store.root)
+        except OSError as error:
+            text = f"its process cannot be started: {error.strerror or error}"
+            self._fail(step, Outcome("failed", Resolution("failed", resolution.key), error=text))
+            return None
+        self._running[step.id] = worker
+        self._listener(Started(step, resolution))
+        return worker
+
+    def _request_input(self, source: Source | StepOutput) -> dict[str, Any]:
+        if isinstance(source, StepOutput):
+            outputs = self._known[source.step].outputs
+            assert outputs is not None
+            return {"blob": asdict(outputs[source.role])}
+        request: dict[str, Any] = {"path": str(source.path.absolute()), "sha256": self._sources[source]}
+        if isinstance(source, SampleSource):
+            request |= {"member": source.member, "sampling": asdict(source.sampling)}
+        return request
+
+    def _finish(self, step: Step, worker: WorkerProcess) -> None:
+        answer = worker.finish()
+        before = self._known[step.id]
+        assert before.key is not None
+        status = answer["status"]
+        if status in ("ran", "hit"):
+            worker.log.unlink(missing_ok=True)
+            found = self._store.lookup(before.key)
+            if isinstance(found, Record):
+                done = Resolution("hit", before.key, outputs=found.outputs, measurements=found.measurements)
+                opened: deque[str] = deque()
+                self._settle(step, Outcome(status, done, answer.get("seconds", 0.0), before), opened)
+                self._resolve(opened)
+                return
+            answer = {"error": "its result was damaged in the store as soon as it was written"}
+        elif status == "busy":
+            worker.log.unlink(missing_ok=True)
+            self._listener(Waiting(step))
+            heapq.heappush(self._later, (time.monotonic() + BUSY_RETRY, step.id))
+            return
+        elif status == "damaged" and self._repeat_producer(step, answer["sha256"]):
+            worker.log.unlink(missing_ok=True)
+            return
+        error, log = answer.get("error", "an input in the store is damaged"), str(worker.log)
+        if not worker.log_tail():
+            worker.log.unlink(missing_ok=True)
+            log = ""
+        self._fail(
+            step, Outcome("failed", Resolution("failed", before.key), why=before, error=error, hint=answer.get("hint"), log=log or None)
+        )
+
+    def _fail(self, step: Step, outcome: Outcome) -> None:
+        opened: deque[str] = deque()
+        self._settle(step, outcome, opened)
+        self._resolve(opened)
+
+    def _repeat_producer(self, step: Step, sha256: str) -> bool:
+        """Make `step` wait until the step whose stored output turned out damaged has made it again; once each."""
+        for source in step.inputs.values():
+            if not isinstance(source, StepOutput) or (step.id, source.step) in self._repeated:
+                continue
+            outputs = self._known[source.step].outputs
+            if outputs is None or outputs[source.role].sha256 == sha256:
+                self._repeated.add((step.id, source.step))
+                self._needs[step.id] = {source.step}
+                if self._outcomes.pop(source.step, None) is not None:
+                    self._resolve(deque([source.step]))
+                return True
+        return False
+
+    def _wake(self) -> None:
+        """Look again at the keys that other builds were working on."""
+        now = time.monotonic()
+        while self._later and self._later[0][0] <= now:
+            step_id = heapq.heappop(self._later)[1]
+            resolution = self._known[step_id]
+            assert resolution.key is not None
+            found = self._store.lookup(resolution.key)
+            step = self._graph.steps[step_id]
+            if isinstance(found, Record):
+                done = replace(resolution, status="hit", outputs=found.outputs, measurements=found.measurements)
+                opened: deque[str] = deque()
+                self._settle(step, Outcome("hit", done, why=resolution), opened)
+                self._resolve(opened)
+            else:
+                heapq.heappush(self._ready, (_ORDER[step.kind], self._index[step_id], step_id))
