@@ -16,9 +16,9 @@ if TYPE_CHECKING:  # the recipe's own frozen values pass through; nothing here n
 class Target:
     """What to build for one target, overrides applied.
 
-    `id` names its folder under `dist/`. `precision_mode` is "fp32", "fp16" or "int8"; `fallback` the precision of whatever is
-    not quantized (int8 only, else None), already what the profile can do. `workspace`: bytes, None where the builder
-    takes none or the recipe sets none. `notes`: sentences a person should read before trusting the figures.
+    `id` names its folder under `dist/`. `precision_mode` is "fp32", "fp16" or "int8"; `fallback` the precision of
+    whatever is not quantized (int8 only, else None), already what the profile can do. `workspace`: bytes, None where
+    the builder takes none or the recipe sets none. `notes`: sentences to read before trusting the figures.
     """
 
     id: str
