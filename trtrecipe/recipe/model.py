@@ -1,49 +1,87 @@
-"""The recipe: closed, frozen pydantic models. The JSON Schema in `schemas/` is generated from them."""
+"""The recipe: closed, frozen pydantic models. The JSON Schema in `schemas/` is generated from them.
+
+What a validator raises completes the sentence "<where> is <value>: it ...", or "<where> ..." for a whole block.
+"""
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _SIZE = re.compile(r"^([1-9][0-9]{0,11})\s*(B|KiB|MiB|GiB)$")
+_LARGEST = 1 << 50
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
 def _size(value: Any) -> Any:
     if isinstance(value, str):
-        match = _SIZE.match(value)
+        match = _SIZE.fullmatch(value)
         if not match:
-            raise ValueError("is not a size; write a whole number and its unit: B, KiB, MiB or GiB, as in 512MiB")
-        return int(match[1]) * _UNITS[match[2]]
+            raise ValueError("must be a whole number and its unit: B, KiB, MiB or GiB, as in 512MiB")
+        value = int(match[1]) * _UNITS[match[2]]
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError("is not a size; write a whole number and its unit, as in 512MiB")
+        raise ValueError("must be a whole number and its unit, as in 512MiB")
+    if not 0 < value <= _LARGEST:
+        raise ValueError(f"must be between 1B and {_LARGEST >> 30}GiB")
     return value
 
 
+def _keyed(*keys: str) -> Discriminator:
+    """Chooses the form of a mapping by which one of `keys` it has; the tag of a form is "|" and its key."""
+
+    def tag(value: Any) -> str | None:
+        if isinstance(value, BaseModel):
+            value = type(value).model_fields
+        found = [key for key in keys if key in value] if isinstance(value, dict) else []
+        return f"|{found[0]}" if len(found) == 1 else None
+
+    names = " or ".join(keys)
+    return Discriminator(tag, "form", f"must be a mapping with the key {names}", {"keys": " ".join(keys)})
+
+
+def _shape_entry(value: Any) -> str | None:
+    return "|size" if isinstance(value, int) else "|name" if isinstance(value, str) else None
+
+
+def _target_form(value: Any) -> str | None:
+    return "|profile" if isinstance(value, str) else "|entry" if isinstance(value, dict | BaseModel) else None
+
+
 class _Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    # Deferred: each model is built once, inside Recipe, when the first recipe is validated.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, defer_build=True)
 
 
+Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=NAME)]
 Size = Annotated[
     int,
-    BeforeValidator(_size, json_schema_input_type=Annotated[str, Field(pattern=_SIZE.pattern)] | int),
-    Field(gt=0),
+    BeforeValidator(
+        _size,
+        json_schema_input_type=Annotated[str, Field(pattern=_SIZE.pattern)] | Annotated[int, Field(ge=1, le=_LARGEST)],
+    ),
 ]
 """Bytes; written as 512MiB or 1GiB."""
+Extent = Annotated[int, Field(ge=1, lt=2**31)]
+"""The length of one axis."""
 Dtype = Literal["float32", "float16", "int8", "uint8", "int32", "int64", "bool"]
 Samples = Annotated[int, Field(ge=1, le=10_000_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
+ShapeEntry = Annotated[
+    Annotated[Extent, Tag("|size")] | Annotated[Name, Tag("|name")],
+    Discriminator(_shape_entry, "form", "must be a whole number, or the name of a dimension in model.dims"),
+]
+
+
 class InputSpec(_Closed):
     """What the recipe says of one model input; the model itself says the rest."""
 
-    shape: list[Annotated[int, Field(gt=0)] | Name] | None = Field(
+    shape: list[ShapeEntry] | None = Field(
         None, description="One entry per axis: a number fixes an open axis, a name makes it a dimension of model.dims."
     )
     dtype: Dtype | None = Field(None, description="Checked against the model.")
@@ -52,25 +90,25 @@ class InputSpec(_Closed):
 class DimRange(_Closed):
     """The range of a named dimension: one optimization profile."""
 
-    min: int = Field(ge=1)
-    opt: int = Field(ge=1)
-    max: int = Field(ge=1)
+    min: Extent
+    opt: Extent
+    max: Extent
 
     @model_validator(mode="after")
     def _ordered(self) -> DimRange:
         if not self.min <= self.opt <= self.max:
-            raise ValueError("needs min <= opt <= max")
+            raise ValueError(f"must have min <= opt <= max, not {self.min}, {self.opt} and {self.max}")
         return self
 
 
 class Model(_Closed):
     """Where the model is and what it leaves open."""
 
-    source: str = Field(min_length=1, description="A path relative to the recipe.")
+    source: Text = Field(description="A path relative to the recipe.")
     format: Literal["saved_model", "keras", "onnx"] | None = Field(None, description="Inferred when absent.")
-    signature: str | None = Field(None, description="SavedModel only; serving_default when absent.")
+    signature: Text | None = Field(None, description="SavedModel only; serving_default when absent.")
     opset: int | None = Field(None, ge=13, le=21, description="ONNX opset of the export; 13 when absent.")
-    inputs: dict[str, InputSpec] = Field(default_factory=dict)
+    inputs: dict[Text, InputSpec] = Field(default_factory=dict)
     dims: dict[Name, DimRange] = Field(default_factory=dict)
 
 
@@ -83,32 +121,36 @@ class Precision(_Closed):
     @model_validator(mode="after")
     def _fallback_only_for_int8(self) -> Precision:
         if self.mode != "int8" and "fallback" in self.model_fields_set:
-            raise ValueError(f"fallback goes with mode int8 only, here the mode is {self.mode}")
+            raise ValueError(f"may name a fallback only with mode int8, and the mode is {self.mode}")
         return self
+
+
+Figure = Annotated[float, Field(ge=-1e30, le=1e30)]
+"""A number that float32 holds with room for arithmetic."""
 
 
 class Scale(_Closed):
     """value * scale"""
 
-    scale: float
+    scale: Figure
 
     @model_validator(mode="after")
     def _not_zero(self) -> Scale:
-        if self.scale == 0 or not math.isfinite(self.scale):
-            raise ValueError("scale must be a finite number other than 0")
+        if abs(self.scale) < 1e-30:
+            raise ValueError("must have a scale other than 0")
         return self
 
 
 class MeanStd(_Closed):
     """(value - mean) / std, one figure each or one per entry of the last axis"""
 
-    mean: list[float] = Field(min_length=1)
-    std: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
+    mean: list[Figure] = Field(min_length=1)
+    std: list[Annotated[float, Field(ge=1e-30, le=1e30)]] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _same_length(self) -> MeanStd:
         if len(self.mean) != len(self.std):
-            raise ValueError(f"mean has {len(self.mean)} entries and std {len(self.std)}")
+            raise ValueError(f"must have as many entries in std as in mean, not {len(self.std)} and {len(self.mean)}")
         return self
 
 
@@ -118,23 +160,25 @@ class Normalize(_Closed):
     normalize: MeanStd
 
 
-PreprocessOp = Scale | Normalize
+PreprocessOp = Annotated[
+    Annotated[Scale, Tag("|scale")] | Annotated[Normalize, Tag("|normalize")], _keyed("scale", "normalize")
+]
 
 
 class NpzData(_Closed):
     """Arrays of one .npz file."""
 
-    npz: str = Field(min_length=1)
-    arrays: dict[str, str] = Field(min_length=1, description="Input name (or label) → array name.")
+    npz: Text = Field(description="A path relative to the recipe.")
+    arrays: dict[Text, Text] = Field(min_length=1, description="Input name (or label) → array name.")
 
 
 class NpyData(_Closed):
     """One .npy file per input."""
 
-    npy: dict[str, str] = Field(min_length=1, description="Input name (or label) → file.")
+    npy: dict[Text, Text] = Field(min_length=1, description="Input name (or label) → file.")
 
 
-Data = NpzData | NpyData
+Data = Annotated[Annotated[NpzData, Tag("|npz")] | Annotated[NpyData, Tag("|npy")], _keyed("npz", "npy")]
 
 
 class Calibration(_Closed):
@@ -153,7 +197,7 @@ class Evaluation(_Closed):
     samples: Samples | None = Field(None, description="How many; all when absent.")
     seed: Seed = Field(0, description="Selects which samples.")
     metric: Literal["top1", "top5", "mse", "cosine", "snr"] | None = None
-    output: str | None = Field(None, description="The output that the metric reads; the first when absent.")
+    output: Text | None = Field(None, description="The output that the metric reads; the first when absent.")
 
 
 class AccuracyGate(_Closed):
@@ -165,7 +209,7 @@ class AccuracyGate(_Closed):
     @model_validator(mode="after")
     def _something(self) -> AccuracyGate:
         if self.max_drop is None and self.min is None:
-            raise ValueError("needs max_drop, min or both")
+            raise ValueError("must have max_drop, min or both")
         return self
 
 
@@ -179,7 +223,7 @@ class LatencyGate(_Closed):
     @model_validator(mode="after")
     def _something(self) -> LatencyGate:
         if self.p50 is None and self.p90 is None and self.p99 is None:
-            raise ValueError("needs p50, p90 or p99")
+            raise ValueError("must have p50, p90 or p99")
         return self
 
 
@@ -208,12 +252,18 @@ class TargetModel(_Closed):
 class TargetEntry(_Closed):
     """A target that differs from the recipe in whole blocks."""
 
-    profile: str = Field(min_length=1, description="profile or profile@JetPack.")
+    profile: Text = Field(description="profile or profile@JetPack.")
     name: Name | None = Field(None, description="Target id; the profile as written when absent.")
     precision: Precision | None = None
     model: TargetModel | None = Field(None, description="Replaces model.dims.")
     build: Build | None = None
     gates: Gates | None = None
+
+
+TargetForm = Annotated[
+    Annotated[Text, Tag("|profile")] | Annotated[TargetEntry, Tag("|entry")],
+    Discriminator(_target_form, "form", "must be a profile, as in jetson-xavier-nx@5.1.4, or a mapping that names one"),
+]
 
 
 class Recipe(_Closed):
@@ -223,9 +273,9 @@ class Recipe(_Closed):
     name: Name
     model: Model
     precision: Precision
-    preprocess: dict[str, list[PreprocessOp]] = Field(default_factory=dict, description="Input name → operations.")
+    preprocess: dict[Text, list[PreprocessOp]] = Field(default_factory=dict, description="Input name → operations.")
     calibration: Calibration | None = None
     evaluation: Evaluation | None = None
     gates: Gates | None = None
-    targets: list[Annotated[str, Field(min_length=1)] | TargetEntry] = Field(min_length=1)
+    targets: list[TargetForm] = Field(min_length=1)
     build: Build = Field(default_factory=lambda: Build(workspace=None))

@@ -1,0 +1,147 @@
+"""Rules that join several places of one recipe.
+
+They read plain data and pass over what is malformed, so that they report in the same pass as the model's own errors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import PurePath
+from typing import Any
+
+from trtrecipe.recipe.findings import Finding, dotted, nearest
+from trtrecipe.recipe.model import NAME
+
+LABEL = "label"
+CLASSIFYING = ("top1", "top5")
+_RANGES = {"top1": (0, 1), "top5": (0, 1), "cosine": (-1, 1), "mse": (0, float("inf"))}
+_FORMATS = {".onnx": "onnx", ".keras": "keras"}
+
+
+def check(recipe: Any) -> Iterator[Finding]:
+    """Everything wrong between the blocks of `recipe`, plain data as read from YAML."""
+    for rule in (_dims, _calibration, _gates, _labels, _inputs, _target_ids, _signature):
+        yield from rule(recipe)
+
+
+def _at(value: Any, *loc: Any) -> Any:
+    for item in loc:
+        value = value.get(item) if isinstance(value, dict) else None
+    return value
+
+
+def _items(value: Any, *loc: Any) -> list[tuple[Any, Any]]:
+    found = _at(value, *loc)
+    if isinstance(found, list):
+        return list(enumerate(found))
+    return list(found.items()) if isinstance(found, dict) else []
+
+
+def _dims(recipe: Any) -> Iterator[Finding]:
+    named = [
+        (("model", "inputs", name, "shape", axis), entry)
+        for name, _ in _items(recipe, "model", "inputs")
+        for axis, entry in _items(recipe, "model", "inputs", name, "shape")
+        if isinstance(entry, str) and re.match(NAME, entry)
+    ]
+    known = _at(recipe, "model", "dims") or {}
+    for loc, name in named:
+        if isinstance(known, dict) and name not in known:
+            meant = nearest(name, known)
+            hint = f"did you mean {meant}?" if meant else "add its range there, as in {min: 1, opt: 8, max: 32}"
+            yield Finding(loc, f"{dotted(loc)} names the dimension '{name}', which model.dims lacks", hint)
+    for index, target in _items(recipe, "targets"):
+        own = _at(target, "model", "dims")
+        for name in dict.fromkeys(name for _, name in named):
+            if isinstance(own, dict) and name not in own and _at(known, name) is not None:
+                here = ("targets", index, "model", "dims")
+                message = f"{dotted(here)} replaces model.dims as a whole and lacks the dimension '{name}'"
+                yield Finding(here, message, f"add the range of {name}", at_key=True)
+
+
+def _calibration(recipe: Any) -> Iterator[Finding]:
+    if _at(recipe, "calibration") is not None:
+        return
+    targets = _items(recipe, "targets")
+    own = [("targets", index, "precision", "mode") for index, target in targets if _at(target, "precision") is not None]
+    places = [("precision", "mode")] if len(own) < len(targets) or not targets else []
+    for loc in [*places, *own]:
+        entry = dict(targets)[loc[1]] if loc[0] == "targets" else recipe
+        if _at(entry, "precision", "mode") == "int8":
+            hint = "add calibration: {data: {npz: FILE, arrays: {INPUT: ARRAY}}}"
+            yield Finding(loc, f"{dotted(loc)} is int8, and the recipe has no calibration data", hint)
+
+
+def _gates(recipe: Any) -> Iterator[Finding]:
+    metric = _at(recipe, "evaluation", "metric")
+    places: list[tuple[tuple[Any, ...], Any]] = [(("gates",), _at(recipe, "gates"))]
+    places += [(("targets", index, "gates"), _at(target, "gates")) for index, target in _items(recipe, "targets")]
+    for loc, gates in places:
+        accuracy, agreement = (*loc, "accuracy"), (*loc, "agreement")
+        if _at(gates, "accuracy") is not None and metric is None:
+            hint = "add evaluation: {data: …, metric: top1}"
+            yield Finding(accuracy, f"{dotted(accuracy)} needs evaluation.metric, and there is none", hint, at_key=True)
+        if _at(gates, "agreement") is not None and metric not in CLASSIFYING:
+            message = f"{dotted(agreement)} is measured with evaluation.metric top1 or top5 only"
+            yield Finding(agreement, message, "set evaluation.metric, or use the gate cosine", at_key=True)
+        yield from _accuracy_range((*loc, "accuracy", "min"), _at(gates, "accuracy", "min"), metric)
+        yield from _accuracy_range((*loc, "accuracy", "max_drop"), _at(gates, "accuracy", "max_drop"), metric)
+
+
+def _accuracy_range(loc: tuple[Any, ...], limit: Any, metric: Any) -> Iterator[Finding]:
+    low, high = _RANGES.get(metric, (None, None)) if isinstance(metric, str) else (None, None)
+    if low is None or high is None or isinstance(limit, bool) or not isinstance(limit, int | float):
+        return
+    if loc[-1] == "max_drop":
+        low, high = 0, high - low
+    if not low <= limit <= high:
+        share = metric in CLASSIFYING and 1 < limit <= 100
+        hint = f"write {limit / 100:g} for {limit:g} %" if share else None
+        ends = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
+        yield Finding(loc, f"{dotted(loc)} is {limit:g}: with the metric {metric} it must be {ends}", hint)
+
+
+def _labels(recipe: Any) -> Iterator[Finding]:
+    metric = _at(recipe, "evaluation", "metric")
+    if not isinstance(metric, str):
+        return
+    for form in ("arrays", "npy"):
+        names = _at(recipe, "evaluation", "data", form)
+        if isinstance(names, dict) and LABEL not in names:
+            hint = f"add {LABEL}: {'ARRAY' if form == 'arrays' else 'FILE'} to evaluation.data.{form}"
+            message = f"evaluation.metric is {metric}, and evaluation.data names no {LABEL}"
+            yield Finding(("evaluation", "metric"), message, hint)
+
+
+def _inputs(recipe: Any) -> Iterator[Finding]:
+    for block in ("calibration", "evaluation"):
+        for form in ("arrays", "npy"):
+            if set(_at(recipe, block, "data", form) or ()) == {LABEL}:
+                loc = (block, "data", form)
+                yield Finding(loc, f"{dotted(loc)} names no input of the model", "add INPUT: …", at_key=True)
+    if _at(recipe, "preprocess", LABEL) is not None:
+        yield Finding(
+            ("preprocess", LABEL),
+            "preprocess.label: labels are not preprocessed",
+            "name an input of the model",
+            at_key=True,
+        )
+
+
+def _target_ids(recipe: Any) -> Iterator[Finding]:
+    first: dict[str, int] = {}
+    for index, target in _items(recipe, "targets"):
+        name = target if isinstance(target, str) else _at(target, "name") or _at(target, "profile")
+        if isinstance(name, str) and first.setdefault(name, index) != index:
+            message = f"targets[{index}] has the same id as targets[{first[name]}]: '{name}'"
+            yield Finding(("targets", index), message, "give one of them a name of its own: {profile: …, name: …}")
+
+
+def _signature(recipe: Any) -> Iterator[Finding]:
+    source, form = _at(recipe, "model", "source"), _at(recipe, "model", "format")
+    if form is None and isinstance(source, str):
+        form = _FORMATS.get(PurePath(source).suffix.lower())
+    if _at(recipe, "model", "signature") is not None and form in _FORMATS.values():
+        loc = ("model", "signature")
+        yield Finding(loc, f"model.signature is for a saved_model, and this model is {form}", "remove it", at_key=True)
