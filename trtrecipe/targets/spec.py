@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # the recipe's own frozen values pass through; nothing here n
 class Target:
     """What to build for one target, overrides applied.
 
-    `id` names its folder under `dist/`. `precision_mode` is "fp32", "fp16" or "int8"; `fallback` the precision of
+    `id` names its folder under `dist/`. `mode` is "fp32", "fp16" or "int8"; `fallback` the precision of
     whatever is not quantized (int8 only, else None), already what the profile can do. `workspace`: bytes, None where
     the builder takes none or the recipe sets none. `notes`: sentences to read before trusting the figures.
     """
@@ -25,7 +25,7 @@ class Target:
     profile: Profile
     release: Release | None
     dialect: Dialect
-    precision_mode: str
+    mode: str
     fallback: str | None
     workspace: int | None
     dims: Mapping[str, DimRange]
@@ -35,4 +35,4 @@ class Target:
     @property
     def float_precision(self) -> str:
         """The precision of the floating-point part of the graph: "fp32" or "fp16"."""
-        return self.fallback or self.precision_mode
+        return self.fallback or self.mode
