@@ -221,15 +221,16 @@ class Catalog:
     def _example(self, profile: Profile) -> str:
         served = self.served(profile)
         names = ", ".join(release.jetpack for release in served)
-        return f"write it as profile@JetPack, such as {profile.id}@{served[-1].jetpack}; releases: {names}"
+        such = f", such as {profile.id}@{served[-1].jetpack}" if served else ""
+        return f"write it as profile@JetPack{such}; releases: {names or 'none'}"
 
     def _instead_of(self, profile: Profile, release: Release) -> str:
         """Where to go from a release that is refused: the nearest older one that is served, else the oldest."""
         served = self.served(profile)
         before = profile.releases[: profile.releases.index(release)]
-        older = [known for known in served if known in before]
+        choice = [*served[:1], *(known for known in served if known in before)][-1:]
         names = ", ".join(known.jetpack for known in served)
-        return f"write {profile.id}@{(older or served[:1])[-1].jetpack}; releases: {names}"
+        return "".join(f"write {profile.id}@{known.jetpack}; " for known in choice) + f"releases: {names or 'none'}"
 
 
 @cache
