@@ -78,7 +78,9 @@ def stream_samples(path: Path, member: str | None, sampling: Sampling) -> Iterat
             raise DataError(f"{what}: {error}", "ask for fewer samples or add data", field="samples") from None
         expected = header.count * header.sample_bytes
         if size is not None and size - file.tell() < expected:
-            raise DataError(f"{what} is cut short: its header promises {expected} bytes of data", "write the file again")
+            raise DataError(
+                f"{what} is cut short: its header promises {expected} bytes of data", "write the file again"
+            )
         yield _header_bytes(header, len(chosen))
         if header.fortran:
             yield from _fortran_samples(path, member, chosen)
@@ -173,5 +175,3 @@ def _fortran_samples(path: Path, member: str | None, chosen: list[int]) -> Itera
     array = loaded if member is None else loaded[member]
     for index in chosen:
         yield np.ascontiguousarray(array[index]).tobytes()
-
-

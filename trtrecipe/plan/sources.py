@@ -36,8 +36,9 @@ class SampleSource:
 Source = ModelSource | SampleSource
 
 
-def model_format(path: Path, at: Problem) -> str:
-    """saved_model, keras or onnx, from what is at `path`. Raises InputError blaming `at`."""
+def model_format(model: ModelSource) -> str:
+    """saved_model, keras or onnx, from what is there. Raises InputError."""
+    path, at = model.path, model.at
     try:
         if path.is_dir():
             if (path / "saved_model.pb").is_file():

@@ -28,8 +28,10 @@ class Verdict:
         return f"{self.gate} {self.value:.6g}, must be {self.better} {self.limit:g}"
 
 
-def evaluate(gates: Gates | None, precision: str, metric: str | None, metrics: Mapping[str, Any]) -> tuple[Verdict, ...]:
-    """The verdict of every gate, from the metrics of a target as `place.metrics_of` gives them."""
+def evaluate(
+    gates: Gates | None, precision: str, metric: str | None, metrics: Mapping[str, Any]
+) -> tuple[Verdict, ...]:
+    """The verdict of every gate, from the metrics of a target and the "size" of its engine in bytes."""
     return tuple(
         Verdict(gate, _status(limit, better, value), limit, better, value)
         for gate, limit, better, value in _limits(gates, precision, metric, metrics)

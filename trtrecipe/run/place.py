@@ -118,9 +118,7 @@ def _manifest_text(graph: Graph, recipe: RecipePlan, result: TargetResult) -> st
         "precision": {"mode": target.mode, "fallback": target.fallback},
         "status": "pending" if result.status == "pending" else "complete",
         "evaluated": result.plan.evaluates if "evaluated" in result.metrics else None,
-        "artifacts": {
-            name: {"file": FILES[name], **asdict(blob)} for name, blob in sorted(result.artifacts.items())
-        },
+        "artifacts": {name: {"file": FILES[name], **asdict(blob)} for name, blob in sorted(result.artifacts.items())},
         "metrics": result.metrics,
         "gates": [asdict(gate) for gate in result.gates],
         "notes": list(result.notes),
@@ -128,4 +126,3 @@ def _manifest_text(graph: Graph, recipe: RecipePlan, result: TargetResult) -> st
         "steps": steps,
     }
     return json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-

@@ -19,7 +19,6 @@ _PASSED = (
     "PYTHONPYCACHEPREFIX", "PYTHONUSERBASE", "VIRTUAL_ENV", "COVERAGE_PROCESS_START",
 )  # fmt: skip
 _FIXED = {"LC_ALL": "C.UTF-8", "TZ": "UTC", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
-LOG_TAIL = 4096
 
 
 def step_environment() -> dict[str, str]:
@@ -90,11 +89,9 @@ class WorkerProcess:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
 
-    def log_tail(self) -> str:
-        """The last lines that the step's tools printed."""
-        try:
-            with self.log.open("rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL))
-                return file.read().decode(errors="replace").strip()
-        except OSError:
-            return ""
+    def keep_log(self) -> str | None:
+        """The path of what the step's tools printed; None, and no file, when they printed nothing."""
+        if self.log.stat().st_size:
+            return str(self.log)
+        self.log.unlink()
+        return None

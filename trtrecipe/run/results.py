@@ -46,9 +46,7 @@ def results(graph: Graph, outcomes: Mapping[str, Outcome]) -> tuple[RecipeResult
     )
 
 
-def _target_result(
-    graph: Graph, recipe: RecipePlan, plan: TargetPlan, outcomes: Mapping[str, Outcome]
-) -> TargetResult:
+def _target_result(graph: Graph, recipe: RecipePlan, plan: TargetPlan, outcomes: Mapping[str, Outcome]) -> TargetResult:
     steps = tuple((step_id, outcomes[step_id]) for step_id in plan.steps)
     artifacts: dict[str, Blob] = {}
     for name, origin in plan.artifacts.items():

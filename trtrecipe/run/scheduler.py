@@ -122,7 +122,7 @@ class Scheduler:
                     settled.append((self._graph.steps[after], without))
 
     def _cannot_run(self, step: Step) -> Outcome | None:
-        """"blocked" or "pending" when an input will not come in this build."""
+        """ "blocked" or "pending" when an input will not come in this build."""
         froms = [source.step for source in step.inputs.values() if isinstance(source, StepOutput)]
         for status, kinds in (("blocked", ("failed", "blocked")), ("pending", ("pending",))):
             for before in froms:
@@ -185,13 +185,10 @@ class Scheduler:
         elif status == "damaged" and self._repeat_producer(step, answer["sha256"]):
             worker.log.unlink(missing_ok=True)
             return
-        error, log = answer.get("error", "an input in the store is damaged"), str(worker.log)
-        if not worker.log_tail():
-            worker.log.unlink(missing_ok=True)
-            log = ""
-        self._fail(
-            step, Outcome("failed", Resolution("failed", before.key), why=before, error=error, hint=answer.get("hint"), log=log or None)
-        )
+        error = answer.get("error", "an input in the store is damaged, also after it was made again")
+        log = worker.keep_log()
+        failed = Resolution("failed", before.key)
+        self._fail(step, Outcome("failed", failed, why=before, error=error, hint=answer.get("hint"), log=log))
 
     def _fail(self, step: Step, outcome: Outcome) -> None:
         opened: deque[str] = deque()

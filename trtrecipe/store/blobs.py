@@ -8,6 +8,7 @@ import hashlib
 import os
 import secrets
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,6 +113,11 @@ class Blobs:
         if sha256_file(target) != blob.sha256:
             target.unlink()
             raise DamagedBlobError(blob, "damaged")
+
+    def all(self) -> Iterator[tuple[str, Path]]:
+        """(SHA-256, path) of every blob, in no order."""
+        for path in self._folder.glob("??/*"):
+            yield path.parent.name + path.name, path
 
     def set_aside(self, sha256: str) -> None:
         """Move a damaged blob out of the way, where a person can look at it."""

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,8 @@ def make_record(
     key: str, key_document: Mapping[str, Any], outputs: Mapping[str, Blob], measurements: Mapping[str, Any]
 ) -> Record:
     """A record with its digest. Raises ValueError for measurements that are no finite JSON."""
-    return Record(key, key_document, outputs, measurements, sha256_bytes(_body(key, key_document, outputs, measurements)))
+    digest = sha256_bytes(_body(key, key_document, outputs, measurements))
+    return Record(key, key_document, outputs, measurements, digest)
 
 
 def _body(
@@ -107,6 +108,11 @@ class Records:
             return record
         finally:
             temporary.unlink(missing_ok=True)
+
+    def all(self) -> Iterator[tuple[str, Path]]:
+        """(key, path) of every record, in no order."""
+        for path in self._folder.glob("??/*.json"):
+            yield path.parent.name + path.stem, path
 
     def set_aside(self, key: str) -> None:
         """Move a record that can no longer be served out of the way."""

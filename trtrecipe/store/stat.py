@@ -77,17 +77,18 @@ class StatCache:
         """
         before = path.stat()
         name = str(path.resolve())
-        row = self._query(
+        found = self._query(
             "SELECT dev, ino, size, mtime_ns, ctime_ns, sha256 FROM files WHERE path = ? AND part = ?", (name, part)
         )
-        if row is not None and row[:5] == _identity(before):
-            return str(row[5])
+        if found is not None and found[:5] == _identity(before):
+            return str(found[5])
         sha256 = compute()
         after = path.stat()
         if _identity(before) != _identity(after):
             raise FileChangedError(path)
         if time.time_ns() - max(after.st_mtime_ns, after.st_ctime_ns) >= SETTLED_NS:
-            self._write("INSERT OR REPLACE INTO files VALUES (?,?,?,?,?,?,?,?)", (name, part, *_identity(after), sha256))
+            row = (name, part, *_identity(after), sha256)
+            self._write("INSERT OR REPLACE INTO files VALUES (?,?,?,?,?,?,?,?)", row)
         return sha256
 
     def blob_is_known(self, sha256: str, stat: os.stat_result) -> bool:

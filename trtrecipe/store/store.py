@@ -1,11 +1,11 @@
 """The store: blobs, records, stat rows, locks and the last keys of each recipe, in one folder.
 
-    <store>/CACHEDIR.TAG README
-    <store>/v1/blobs/ab/cdef…          bytes, named by their SHA-256
-    <store>/v1/records/12/3456….json   what the step with that key produced
-    <store>/v1/last/<recipe>.json      keys of a recipe's last build: what `explain` compares with
-    <store>/v1/stat.sqlite             stat rows; may be deleted at any time
-    <store>/v1/locks tmp quarantine
+<store>/CACHEDIR.TAG README
+<store>/v1/blobs/ab/cdef…          bytes, named by their SHA-256
+<store>/v1/records/12/3456….json   what the step with that key produced
+<store>/v1/last/<recipe>.json      keys of a recipe's last build: what `explain` compares with
+<store>/v1/stat.sqlite             stat rows; may be deleted at any time
+<store>/v1/locks tmp quarantine
 """
 
 from __future__ import annotations
@@ -56,17 +56,17 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         base = root / BUCKET
-        self._base = base
         self._locks, self._temporary = base / "locks", base / "tmp"
-        self._last, quarantine = base / "last", base / "quarantine"
+        self._last, self.quarantine = base / "last", base / "quarantine"
         try:
-            if not (base / "quarantine").is_dir():
-                self._create([base / "blobs", base / "records", self._locks, self._temporary, self._last, quarantine])
+            if not self.quarantine.is_dir():
+                folders = [base / "blobs", base / "records", self._locks, self._temporary, self._last]
+                self._create([*folders, self.quarantine])
         except OSError as error:
             raise explain_oserror(error, root, "store") from error
         self.stat = StatCache(base / "stat.sqlite")
-        self.blobs = Blobs(base / "blobs", quarantine, self.stat)
-        self.records = Records(base / "records", self._temporary, quarantine)
+        self.blobs = Blobs(base / "blobs", self.quarantine, self.stat)
+        self.records = Records(base / "records", self._temporary, self.quarantine)
 
     def _create(self, folders: list[Path]) -> None:
         self.root.mkdir(parents=True, exist_ok=True)

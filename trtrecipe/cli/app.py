@@ -1,0 +1,89 @@
+"""The command line: commands, and the one door through which errors reach a person."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+import click
+import typer
+
+from trtrecipe.cli import build, cache, devices, doctor, explain, plan, recipes
+from trtrecipe.errors import InputError, Problem, TrtrecipeError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="trtrecipe",
+    help="Build verified, reproducible TensorRT engines from a recipe.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command("validate")(recipes.validate)
+app.command("show")(recipes.show)
+app.command("plan")(plan.plan)
+app.command("build")(build.build)
+app.command("explain")(explain.explain)
+app.command("schema")(recipes.schema)
+app.command("doctor")(doctor.doctor)
+app.add_typer(devices.app, name="devices", help="Device profiles that recipes can name.")
+app.add_typer(cache.app, name="cache", help="The store of finished steps.")
+
+
+@app.callback()
+def _options(
+    debug: bool = typer.Option(False, "--debug", help="Show a traceback with an error."),
+    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
+) -> None:
+    # `run` reads --debug itself, before anything can fail.
+    del debug
+    if version:
+        from trtrecipe import __version__
+
+        typer.echo(f"trtrecipe {__version__}")
+        raise typer.Exit
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; its exit code (DESIGN: 0 done, 1 a step failed, 2 wrong input, 3 gate, 5 pending, 130)."""
+    debug, as_json = "--debug" in arguments, "--json" in arguments
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code: Any = app(list(arguments), standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, click.Abort):
+        sys.stderr.write("interrupted; what finished is kept\n")
+        return INTERRUPTED
+    except click.ClickException as error:
+        # A usage error: click's own words, in our form.
+        hint = f"see: {error.ctx.command_path} --help" if isinstance(error, click.UsageError) and error.ctx else None
+        return _report(InputError.of(error.format_message(), hint), as_json)
+    except TrtrecipeError as error:
+        if debug:
+            raise
+        return _report(error, as_json)
+    except BrokenPipeError:
+        # The reader of our output went away; nobody is left to be told.
+        sys.stderr.close()
+        return 1
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    raise KeyboardInterrupt
+
+
+def _report(error: TrtrecipeError, as_json: bool) -> int:
+    from trtrecipe.cli.render import error_document, print_json, problem_lines
+
+    problems = error.problems if isinstance(error, InputError) else (Problem(error.message, hint=error.hint),)
+    if as_json:
+        print_json(error_document(problems))
+    for problem in problems:
+        sys.stderr.write("\n".join(problem_lines(problem)) + "\n")
+    return error.exit_code

@@ -1,0 +1,148 @@
+"""build: everything, and the report of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trtrecipe.cli.recipes import Json, Recipes, Targets, load_all
+from trtrecipe.cli.render import present, print_json, short_path, size, table
+
+if TYPE_CHECKING:
+    from trtrecipe.plan.graph import Graph
+    from trtrecipe.run.build import Built
+    from trtrecipe.run.results import RecipeResult, TargetResult
+
+# DESIGN: with several targets the worst counts, in this order.
+_CODES = (("failed", 1), ("gate-failed", 3), ("pending", 5), ("built", 0), ("cached", 0))
+
+
+def build(
+    paths: Recipes,
+    targets: Targets = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where results are placed.")] = Path("dist"),
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Steps at a time; the CPUs when 0.")] = len(
+        os.sched_getaffinity(0)
+    ),
+    as_json: Json = False,
+) -> int:
+    """Build recipes: run what the store lacks, verify, and place engines with their manifests."""
+    from trtrecipe.cli.progress import watch
+    from trtrecipe.plan.machine import this_machine
+    from trtrecipe.plan.pipeline import build_graph
+    from trtrecipe.run.build import build as run_build
+    from trtrecipe.store.store import Store, default_root
+
+    started = time.monotonic()
+    machine = this_machine()
+    graph = build_graph(load_all(paths, targets), machine)
+    with Store(default_root()) as store, watch(sys.stderr) as listener:
+        built = run_build(graph, store, machine, jobs, output, listener)
+    seconds = round(time.monotonic() - started, 3)
+    if as_json:
+        documents = [_document(graph, built, recipe, seconds) for recipe in built.recipes]
+        several = {"schema": "trtrecipe/builds/v1", "recipes": documents, "seconds": seconds}
+        print_json(documents[0] if len(documents) == 1 else several)
+    else:
+        for recipe in built.recipes:
+            _print(built, recipe)
+    statuses = {target.status for recipe in built.recipes for target in recipe.targets}
+    return next(code for status, code in _CODES if status in statuses)
+
+
+def _document(graph: Graph, built: Built, recipe: RecipeResult, seconds: float) -> dict[str, Any]:
+    return {
+        "schema": "trtrecipe/build/v1",
+        "recipe": recipe.plan.name,
+        "targets": [_target_document(graph, built, recipe, target) for target in recipe.targets],
+        "seconds": seconds,
+    }
+
+
+def _target_document(graph: Graph, built: Built, recipe: RecipeResult, result: TargetResult) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from trtrecipe.digest import sha256_bytes
+
+    artifacts: dict[str, Any] = {}
+    for name, path in built.placed[recipe.plan.name, result.plan.target.id].items():
+        if name == "manifest":
+            data = path.read_bytes()
+            artifacts[name] = {"path": short_path(path), "sha256": sha256_bytes(data), "size": len(data)}
+        else:
+            artifacts[name] = {"path": short_path(path), **asdict(result.artifacts[name])}
+    return {
+        "target": result.plan.target.id,
+        "status": result.status,
+        "artifacts": artifacts,
+        "metrics": result.metrics,
+        "gates": [present(asdict(gate)) for gate in result.gates],
+        "notes": list(result.notes),
+        "steps": [
+            present({
+                "kind": graph.steps[step_id].kind,
+                "key": outcome.resolution.key,
+                "status": outcome.status,
+                "seconds": outcome.seconds,
+                "reason": _reason(outcome),
+                "outputs": {role: blob.sha256 for role, blob in (outcome.resolution.outputs or {}).items()},
+                "error": outcome.error if outcome.status == "failed" else None,
+                "hint": outcome.hint,
+                "log": outcome.log,
+            })
+            for step_id, outcome in result.steps
+        ],
+    }  # fmt: skip
+
+
+def _reason(outcome: Any) -> str | None:
+    if outcome.why is not None:
+        return str(outcome.why.reason)
+    return outcome.resolution.reason or outcome.error
+
+
+_HEADERS = (
+    "TARGET", "STATUS", "PRECISION", "SIZE", "ACCURACY", "FP32", "AGREEMENT", "COSINE", "P50 MS", "P99 MS", "ENGINE"
+)  # fmt: skip
+
+
+def _print(built: Built, recipe: RecipeResult) -> None:
+    typer.echo(table(_HEADERS, [_row(built, recipe, target) for target in recipe.targets]))
+    for target in recipe.targets:
+        name = target.plan.target.id
+        for gate in target.gates:
+            if gate.status != "met":
+                typer.echo(f"{name}: gate {gate.status}: {gate}")
+        for note in target.notes:
+            typer.echo(f"{name}: {note}")
+        if target.status == "pending":
+            reasons = dict.fromkeys(o.resolution.reason for _, o in target.steps if o.resolution.reason)
+            typer.echo(f"{name}: pending: {'; '.join(reasons)}")
+
+
+def _row(built: Built, recipe: RecipeResult, result: TargetResult) -> list[str]:
+    target, metrics = result.plan.target, result.metrics
+    latency = metrics.get("latency_ms", {})
+    engine = built.placed[recipe.plan.name, target.id].get("engine")
+
+    def figure(value: float | None, digits: int) -> str:
+        return "" if value is None else f"{value:.{digits}f}"
+
+    return [
+        target.id,
+        result.status,
+        target.mode,
+        size(result.artifacts["engine"].size) if "engine" in result.artifacts else "",
+        figure(metrics.get("accuracy"), 4),
+        figure(metrics.get("reference_accuracy"), 4),
+        figure(metrics.get("agreement"), 4),
+        figure(metrics.get("cosine"), 6),
+        figure(latency.get("p50"), 3),
+        figure(latency.get("p99"), 3),
+        short_path(engine) if engine else "",
+    ]

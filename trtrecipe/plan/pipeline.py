@@ -1,0 +1,197 @@
+"""Recipes and targets → steps. What is planned depends on recipes, profiles and this machine, never on a result."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from trtrecipe.data.sampling import Sampling
+from trtrecipe.plan.graph import Graph, RecipePlan, Step, StepOutput, TargetPlan
+from trtrecipe.plan.machine import Machine, rtx_runs_on
+from trtrecipe.plan.sources import ModelSource, SampleSource, Source, model_format
+from trtrecipe.plan.tools import version
+from trtrecipe.recipe.load import Loaded
+from trtrecipe.recipe.model import Data, NpzData
+from trtrecipe.steps.registry import STEPS
+from trtrecipe.targets.catalog import load_catalog
+from trtrecipe.targets.spec import Target
+
+Inputs = dict[str, Source | StepOutput]
+
+# Without evaluation data, results are compared on this many samples.
+DEFAULT_SAMPLES = 32
+
+BUILDERS = {"host": "onnxruntime", "rtx": "tensorrt-rtx", "jetson": "trtexec"}
+
+
+def build_graph(recipes: Sequence[tuple[Loaded, Sequence[Target]]], machine: Machine) -> Graph:
+    """The steps of the given targets. Raises InputError where the format of a model cannot be told."""
+    steps: dict[str, Step] = {}
+    planned = []
+    for loaded, targets in recipes:
+        shared = _Shared.of(loaded)
+        plans = tuple(_plan_target(shared, target, machine, steps) for target in targets)
+        planned.append(RecipePlan(loaded, plans))
+    return Graph(tuple(planned), steps)
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What all targets of a recipe have in common: the model, preprocessing, and what results are judged on."""
+
+    loaded: Loaded
+    model: ModelSource
+    model_format: str
+    preprocess: Mapping[str, Any]
+    judged_on: Inputs
+    judging: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, loaded: Loaded) -> _Shared:
+        recipe = loaded.recipe
+        model = ModelSource(loaded.file(recipe.model.source), loaded.problem(("model", "source"), ""))
+        preprocess = {name: [op.model_dump() for op in ops] for name, ops in recipe.preprocess.items()}
+        judged_on, judging = _evaluation(loaded)
+        return cls(
+            loaded=loaded,
+            model=model,
+            model_format=recipe.model.format or model_format(model),
+            preprocess=preprocess,
+            judged_on=judged_on,
+            judging={"preprocess": preprocess, **judging},
+        )
+
+
+@dataclass(frozen=True)
+class _Adder:
+    """Adds a target's steps to the graph. A step that is there already, the same in all, is used again."""
+
+    recipe: str
+    target: str
+    steps: dict[str, Step]
+    used: list[str] = field(default_factory=list)
+
+    def add(self, kind: str, scope: str, inputs: Inputs, params: Mapping[str, Any], pending: str | None = None) -> str:
+        """The id of the step, which all targets of `scope` can share ("": all that use the model)."""
+        filled = asdict(STEPS[kind].Params(**params))
+        # Two targets of a scope may still differ, in their dimensions say: the second then has a step of its own.
+        for name in dict.fromkeys((scope, self.target)):
+            step = Step(f"{self.recipe}:{kind}{'@' + name if name else ''}", kind, filled, inputs, pending)
+            if self.steps.setdefault(step.id, step) == step:
+                self.used.append(step.id)
+                return step.id
+        raise AssertionError(f"two different steps have the id {step.id}")
+
+
+def _plan_target(shared: _Shared, target: Target, machine: Machine, steps: dict[str, Step]) -> TargetPlan:
+    add = _Adder(shared.loaded.recipe.name, target.id, steps)
+    exported, prepared = _plan_model(add, shared, target)
+    lowered = _plan_lower(add, target, prepared)
+    reference = add.add("reference", "", {"onnx": exported, **shared.judged_on}, shared.judging)
+    artifacts = {"preprocessing": StepOutput(reference, "preprocessing")}
+    if target.mode == "int8":
+        artifacts["scales"] = _plan_calibrate(add, shared, prepared)
+        quantized = add.add("quantize", target.dialect.id, {"onnx": lowered, "scales": artifacts["scales"]}, {})
+        lowered = StepOutput(quantized, "onnx")
+    if target.dialect.strongly_typed and target.float_precision == "fp16":
+        lowered = StepOutput(add.add("convert", target.dialect.id, {"onnx": lowered}, {"precision": "fp16"}), "onnx")
+    artifacts["onnx"] = lowered
+    judged_on: Inputs = {"reference": StepOutput(reference, "outputs"), **shared.judged_on}
+    evaluates = _plan_engine(add, target, machine, artifacts, judged_on, shared.judging)
+    return TargetPlan(target, tuple(add.used), artifacts, evaluates)
+
+
+def _plan_model(add: _Adder, shared: _Shared, target: Target) -> tuple[StepOutput, StepOutput]:
+    """fetch, export and prepare; the exported and the prepared graph."""
+    model = shared.loaded.recipe.model
+    fetched = add.add("fetch", "", {"source": shared.model}, {"format": shared.model_format})
+    params = {
+        "format": shared.model_format,
+        "signature": model.signature,
+        "inputs": {name: spec.model_dump() for name, spec in model.inputs.items()},
+        "dims": sorted(target.dims),
+        "opset": model.opset,
+    }
+    exported = StepOutput(add.add("export", "", {"model": StepOutput(fetched, "model")}, params), "onnx")
+    return exported, StepOutput(add.add("prepare", "", {"onnx": exported}, {}), "onnx")
+
+
+def _plan_lower(add: _Adder, target: Target, prepared: StepOutput) -> StepOutput:
+    dialect = target.dialect
+    params = {
+        "dialect": dialect.id,
+        "opset_max": dialect.opset_max,
+        "operators_from": dialect.operators_from,
+        "operators_sha256": load_catalog().operators_sha256(dialect),
+        "assumed": dialect.assumed,
+    }
+    return StepOutput(add.add("lower", dialect.id, {"onnx": prepared}, params), "onnx")
+
+
+def _plan_calibrate(add: _Adder, shared: _Shared, prepared: StepOutput) -> StepOutput:
+    calibration = shared.loaded.recipe.calibration
+    assert calibration is not None  # a rule of the recipe: int8 needs it
+    samples = _samples(shared.loaded, "calibration", Sampling(calibration.samples, calibration.seed))
+    samples.pop("data.label", None)
+    params = {"method": calibration.method, "preprocess": shared.preprocess}
+    return StepOutput(add.add("calibrate", "", {"onnx": prepared, **samples}, params), "scales")
+
+
+def _plan_engine(
+    add: _Adder,
+    target: Target,
+    machine: Machine,
+    artifacts: dict[str, StepOutput],
+    judged_on: Inputs,
+    judging: Mapping[str, Any],
+) -> str:
+    """compile, verify and benchmark; what verify evaluates."""
+    family, builder = target.profile.family, BUILDERS[target.profile.family]
+    dims = {name: span.model_dump() for name, span in target.dims.items()}
+    waits = None
+    if family == "jetson":
+        waits = f"is done on a {target.profile.id}, which this release of trtrecipe cannot reach yet"
+    params = {"builder": builder, "dims": dims, "workspace": target.workspace}
+    compiled = add.add("compile", target.id, {"onnx": artifacts["onnx"]}, params, waits)
+    artifacts["engine"] = StepOutput(compiled, "engine")
+    runs = family != "rtx" or rtx_runs_on(machine.gpu, version("tensorrt-rtx"))
+    built: Inputs = {"onnx": artifacts["onnx"], "engine": artifacts["engine"]}
+    if runs:
+        params = {"runtime": builder, "evaluates": "engine", "dims": dims, **judging}
+        add.add("verify", target.id, built | judged_on, params, waits)
+    else:
+        # Nothing here can execute the engine: its graph is judged instead, and the report says so.
+        params = {"runtime": "onnxruntime", "evaluates": "graph", "dims": dims, **judging}
+        add.add("verify", target.id, {"onnx": artifacts["onnx"], **judged_on}, params, waits)
+        waits = "needs a GPU that TensorRT for RTX can run on; this machine has none"
+    if runs or (target.gates is not None and target.gates.latency_ms is not None):
+        add.add("benchmark", target.id, built, {"runtime": builder, "dims": dims}, waits)
+    return "engine" if runs else "graph"
+
+
+def _evaluation(loaded: Loaded) -> tuple[Inputs, dict[str, Any]]:
+    """What results are judged on, and how: evaluation data, else calibration data, else drawn samples."""
+    recipe = loaded.recipe
+    judging: dict[str, Any] = {"metric": None, "output": None, "drawn": None}
+    if recipe.evaluation is not None:
+        sampling = Sampling(recipe.evaluation.samples, recipe.evaluation.seed)
+        judging |= {"metric": recipe.evaluation.metric, "output": recipe.evaluation.output}
+        return _samples(loaded, "evaluation", sampling), judging
+    if recipe.calibration is not None:
+        samples = _samples(loaded, "calibration", Sampling(DEFAULT_SAMPLES, recipe.calibration.seed, at_most=True))
+        samples.pop("data.label", None)
+        return samples, judging
+    return {}, judging | {"drawn": {"samples": DEFAULT_SAMPLES, "seed": 0}}
+
+
+def _samples(loaded: Loaded, block: str, sampling: Sampling) -> Inputs:
+    """Role "data.INPUT" → samples, for the data of the recipe's block "calibration" or "evaluation"."""
+    data: Data = getattr(loaded.recipe, block).data
+    form, named = ("arrays", data.arrays) if isinstance(data, NpzData) else ("npy", data.npy)
+    samples: Inputs = {}
+    for name, entry in sorted(named.items()):
+        path, member = (loaded.file(data.npz), entry) if isinstance(data, NpzData) else (loaded.file(entry), None)
+        at = loaded.problem((block, "data", form, name), "")
+        samples[f"data.{name}"] = SampleSource(path, member, sampling, at, loaded.problem((block, "samples"), ""))
+    return samples
