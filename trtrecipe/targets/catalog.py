@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -196,7 +195,7 @@ class Catalog:
         if len(several) > 1:
             hint = f"write {_either([id + at_jetpack for id in several])}"
             return TargetError(f"{name} is no profile, it may mean {_either(several)}", hint)
-        close = several or get_close_matches(name.lower(), known, n=1)
+        close = several or _nearest(name.lower(), known)
         hint = f"did you mean {close[0]}{at_jetpack}? " if close else ""
         return TargetError(f"unknown profile {name!r}", f"{hint}profiles: {', '.join(known)}")
 
@@ -214,7 +213,7 @@ class Catalog:
             return TargetError(f"unknown JetPack release {jetpack[:LONGEST]!r}... for {profile.id}", releases)
         if any(release.jetpack == jetpack for other in self.profiles for release in other.releases):
             return TargetError(f"JetPack {jetpack} does not support {profile.id}", releases)
-        close = get_close_matches(jetpack.lower().replace(" ", "-"), served, n=1)
+        close = _nearest(jetpack.lower().replace(" ", "-"), served)
         hint = f"did you mean {profile.id}@{close[0]}? " if close else ""
         return TargetError(f"unknown JetPack release {jetpack!r} for {profile.id}", hint + releases)
 
@@ -286,6 +285,12 @@ def _release(raw: dict[str, Any], variants: tuple[str, ...], common_sources: lis
         notes=tuple(raw["notes"]),
         sources=(*common_sources, *raw["sources"]),
     )
+
+
+def _nearest(name: str, known: list[str]) -> list[str]:
+    from difflib import get_close_matches  # only a mistake needs it
+
+    return get_close_matches(name, known, n=1)
 
 
 def _either(names: list[str]) -> str:
