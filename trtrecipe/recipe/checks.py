@@ -51,13 +51,13 @@ def _dims(recipe: Any) -> Iterator[Finding]:
             meant = nearest(name, known)
             hint = f"did you mean {meant}?" if meant else "add its range there, as in {min: 1, opt: 8, max: 32}"
             yield Finding(loc, f"{dotted(loc)} names the dimension '{name}', which model.dims lacks", hint)
+    used = {name for _, name in named if _at(known, name) is not None}
     for index, target in _items(recipe, "targets"):
         own = _at(target, "model", "dims")
-        for name in dict.fromkeys(name for _, name in named):
-            if isinstance(own, dict) and name not in own and _at(known, name) is not None:
-                here = ("targets", index, "model", "dims")
-                message = f"{dotted(here)} replaces model.dims as a whole and lacks the dimension '{name}'"
-                yield Finding(here, message, f"add the range of {name}", at_key=True)
+        for name in sorted(used.difference(own)) if isinstance(own, dict) else ():
+            here = ("targets", index, "model", "dims")
+            message = f"{dotted(here)} replaces model.dims as a whole and lacks the dimension '{name}'"
+            yield Finding(here, message, f"add the range of {name}", at_key=True)
 
 
 def _calibration(recipe: Any) -> Iterator[Finding]:

@@ -30,9 +30,16 @@ MAX_PROBLEMS = 100
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _BREAK = re.compile(r"\r\n|\r|\n")
-_FORBIDDEN = re.compile(
-    "[^\t\n\r\x20-\x7e\xa0-\u2027\u202f-\u2065\u206a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]",
-)  # control characters, line separators that editors do not count as lines, marks that turn the writing direction
+_FORBIDDEN = frozenset(  # a set, because compiling a pattern of these ranges takes longer than reading a recipe
+    chr(code)
+    for first, last in (
+        (0x00, 0x08), (0x0B, 0x0C), (0x0E, 0x1F), (0x7F, 0x9F),  # control characters
+        (0x2028, 0x2029),  # line separators that editors do not count as lines
+        (0x202A, 0x202E), (0x2066, 0x2069),  # marks that turn the writing direction
+        (0xD800, 0xDFFF), (0xFEFF, 0xFEFF), (0xFFFE, 0xFFFF),  # halves of a pair, byte order marks
+    )
+    for code in range(first, last + 1)
+)  # fmt: skip
 _WORDS = {"": None, "~": None, "null": None, "Null": None, "NULL": None} | {
     word: word.lower() == "true" for word in ("true", "True", "TRUE", "false", "False", "FALSE")
 }
@@ -156,9 +163,10 @@ def _decode(data: bytes, file: str) -> str:
         message = f"byte 0x{data[error.start]:02x} is not UTF-8"
         raise InputError([Problem(message, file, line, column, "save the file as UTF-8")]) from None
     text = text.removeprefix("\ufeff")
-    if match := _FORBIDDEN.search(text):
-        line, column = at(text, match.start())
-        message = f"the character U+{ord(match[0]):04X} cannot be seen and has no place in a recipe"
+    if found := _FORBIDDEN.intersection(text):
+        index = min(map(text.index, found))
+        line, column = at(text, index)
+        message = f"the character U+{ord(text[index]):04X} cannot be seen and has no place in a recipe"
         raise InputError([Problem(message, file, line, column, "remove it")])
     return text
 
@@ -339,8 +347,8 @@ class _Parser:
             self._stop(position, message)
 
     def _visible(self, text: str, position: Position) -> None:
-        if match := _FORBIDDEN.search(text):
-            message = f"the escaped character U+{ord(match[0]):04X} cannot be seen and has no place in a recipe"
+        if found := _FORBIDDEN.intersection(text):
+            message = f"the escaped character U+{ord(min(found)):04X} cannot be seen and has no place in a recipe"
             self._problem(position, message, "remove it")
 
     def _scalar(self, text: str, plain: bool, position: Position) -> _Node:
@@ -381,6 +389,8 @@ def _syntax(error: yaml.MarkedYAMLError, text: str, position: Position) -> tuple
         return f"the key at {begin} lacks a ':'", "write key: value, and check the indentation"
     if "end of stream" in problem and "quoted scalar" in context:
         return f"the quote opened at {begin} is never closed", "close it"
+    if "node content" in problem:
+        return "a value is missing here", "write it, or put it in quotes if it begins with a sign such as , ] } or :"
     if "expected ','" in problem:
         return f"expected ',' or the closing bracket of what opens at {begin}", "close it, or add the comma"
     if "did not find expected key" in problem or "expected <block end>" in problem:

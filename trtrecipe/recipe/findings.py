@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 MAX_WORD = 64
+MAX_KNOWN = 200
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,6 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
     if len(word) > MAX_WORD:
         return None
-    by_lower = {name.lower(): name for name in sorted(known, reverse=True)}
+    by_lower = {name.lower(): name for name in sorted(islice(known, MAX_KNOWN), reverse=True) if len(name) <= MAX_WORD}
     close = get_close_matches(word.lower(), by_lower, n=1)
     return by_lower[close[0]] if close else None

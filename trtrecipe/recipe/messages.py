@@ -9,7 +9,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, Tag, ValidationError
 
-from trtrecipe.recipe.document import Document
+from trtrecipe.recipe.document import MAX_PROBLEMS, Document
 from trtrecipe.recipe.findings import Finding, dotted, listed, nearest, short
 from trtrecipe.recipe.model import Recipe
 
@@ -53,7 +53,9 @@ def explain(error: ValidationError, document: Document) -> Iterator[Finding]:
     unknown: dict[tuple[Any, ...], list[str]] = {}
     for item in errors:
         if item["type"] == "extra_forbidden":
-            unknown.setdefault(item["loc"][:-1], []).append(str(item["loc"][-1]))
+            words = unknown.setdefault(item["loc"][:-1], [])
+            if len(words) < MAX_PROBLEMS:
+                words.append(str(item["loc"][-1]))
     for item in errors:
         loc, kind = item["loc"], item["type"]
         here = document.path(loc)

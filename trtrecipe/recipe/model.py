@@ -5,8 +5,12 @@ What a validator raises completes the sentence "<where> is <value>: it ...", or 
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Annotated, Any, Literal
+
+# No pydantic plugins: they are code of other packages, and looking for them opens the metadata of every package there.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
