@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
-import click
 import typer
+from typer.exceptions import TyperException
 
 from trtrecipe.cli import build, cache, devices, doctor, explain, plan, recipes
 from trtrecipe.errors import InputError, Problem, TrtrecipeError
@@ -56,12 +56,12 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code: Any = app(list(arguments), standalone_mode=False)
         return code if isinstance(code, int) else 0
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("interrupted; what finished is kept\n")
         return INTERRUPTED
-    except click.ClickException as error:
-        # A usage error: click's own words, in our form.
-        hint = f"see: {error.ctx.command_path} --help" if isinstance(error, click.UsageError) and error.ctx else None
+    except TyperException as error:
+        context = getattr(error, "ctx", None)
+        hint = f"see: {context.command_path} --help" if context is not None else None
         return _report(InputError.of(error.format_message(), hint), as_json)
     except TrtrecipeError as error:
         if debug:

@@ -16,6 +16,7 @@ from trtrecipe.cli.render import present, print_json, short_path, size, table
 if TYPE_CHECKING:
     from trtrecipe.plan.graph import Graph
     from trtrecipe.run.build import Built
+    from trtrecipe.run.events import Outcome
     from trtrecipe.run.results import RecipeResult, TargetResult
 
 # DESIGN: with several targets the worst counts, in this order.
@@ -100,9 +101,9 @@ def _target_document(graph: Graph, built: Built, recipe: RecipeResult, result: T
     }  # fmt: skip
 
 
-def _reason(outcome: Any) -> str | None:
+def _reason(outcome: Outcome) -> str | None:
     if outcome.why is not None:
-        return str(outcome.why.reason)
+        return outcome.why.reason
     return outcome.resolution.reason or outcome.error
 
 
