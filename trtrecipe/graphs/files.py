@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from trtrecipe.errors import StepError
 
@@ -23,7 +23,9 @@ def save(model: onnx.ModelProto, path: Path) -> None:
     try:
         data = model.SerializeToString(deterministic=True)
     except ValueError as error:
-        raise StepError(f"the graph cannot be written in one file: {error}", "models beyond 2 GiB are not supported") from None
+        raise StepError(
+            f"the graph cannot be written in one file: {error}", "models beyond 2 GiB are not supported"
+        ) from None
     path.write_bytes(data)
 
 

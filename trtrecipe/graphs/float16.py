@@ -11,15 +11,26 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from trtrecipe.errors import StepError
-from trtrecipe.graphs.fresh import names, subgraphs, unused
+from trtrecipe.graphs.edit import all_graphs, reset, subgraphs, uses
+from trtrecipe.graphs.names import Unique
 
 _FLOAT, _HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 _NORMAL = float(np.finfo(np.float16).tiny)
 _FREE = ("Cast", "ConstantOfShape")
 """Operators whose output type is an attribute that can be rewritten at no cost."""
 _KEPT = frozenset(
-    ("Constant", "EyeLike", "Bernoulli", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
-    + ("HannWindow", "HammingWindow", "BlackmanWindow")
+    [
+        "Constant",
+        "EyeLike",
+        "Bernoulli",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+        "HannWindow",
+        "HammingWindow",
+        "BlackmanWindow",
+    ]
 )
 """Operators whose output type no input decides and that gain nothing from FP16: they stay as they are."""
 
@@ -48,11 +59,11 @@ class _Facts:
 def to_float16(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     """A copy of `model` that computes in FP16 where the operators' ONNX schemas allow it, and notes on what does not.
 
-    Graph inputs and outputs stay FP32, with a Cast behind or before them. An input or output of an operator whose schema
-    at this opset has no float16 stays FP32 between Casts: Q/DQ below opset 19, the scales of Resize. So does a node with
-    a subgraph, one of a domain without schemas, one with a constant outside FP16's range, and arithmetic on shapes, where
-    FP16 would miscount. Tensors keep their names; the second form of tensor t is called t/float16 or t/float32. Raises
-    StepError when the type of a tensor cannot be inferred.
+    Graph inputs and outputs stay FP32, with a Cast behind or before them. An input or output of an operator whose
+    schema at this opset has no float16 stays FP32 between Casts: Q/DQ below opset 19, the scales of Resize. So does a
+    node with a subgraph, one of a domain without schemas, one with a constant outside FP16's range, and arithmetic on
+    shapes, where FP16 would miscount. Tensors keep their names; the second form of tensor t is called t/float16 or
+    t/float32. Raises StepError when the type of a tensor cannot be inferred.
     """
     converted = onnx.ModelProto()
     converted.CopyFrom(model)
@@ -101,12 +112,9 @@ def _types(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def _captured(graph: onnx.GraphProto) -> Iterator[str]:
-    """Names that subgraphs read, their own tensors included."""
+    """Names of this graph's tensors that the bodies of its control-flow nodes read."""
     for node in graph.node:
-        for subgraph in subgraphs(node):
-            yield from (name for inner in subgraph.node for name in inner.input)
-            yield from (value.name for value in subgraph.output)
-            yield from _captured(subgraph)
+        yield from uses(node)[len(node.input) :]
 
 
 def _shape_arithmetic(graph: onnx.GraphProto) -> frozenset[str]:
@@ -138,7 +146,7 @@ def _constants_to_initializers(graph: onnx.GraphProto) -> None:
             graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), node.output[0]))
         else:
             kept.append(node)
-    _replace_nodes(graph, kept)
+    reset(graph.node, kept)
 
 
 # Deciding
@@ -150,7 +158,7 @@ def _plan(node: onnx.NodeProto, facts: _Facts, notes: list[str]) -> _Plan:
     schema_domain = "" if domain == "ai.onnx" else domain
     if (
         node.op_type in _KEPT
-        or subgraphs(node)
+        or any(subgraphs(node))
         or any(facts.types.get(name) == 0 for name in (*node.input, *node.output))
         or any(name in facts.shapes for name in node.output)
         or not onnx.defs.has(node.op_type, opset, schema_domain)
@@ -207,7 +215,7 @@ class _Rewriter:
 
     def __init__(self, graph: onnx.GraphProto, facts: _Facts, plans: list[_Plan]) -> None:
         self.graph, self.facts = graph, facts
-        self.taken = names(graph)
+        self.names = Unique(_names(graph))
         self.half_name: dict[str, str] = {}
         self.single_name: dict[str, str] = {}
         self.half_read: set[str] = set()
@@ -235,7 +243,7 @@ class _Rewriter:
             ]
             self._rewrite(node, plan)
             nodes += [node, *casts]
-        _replace_nodes(self.graph, nodes)
+        reset(self.graph.node, nodes)
         for value in self.graph.value_info:
             if self.half_name.get(value.name) == value.name:
                 value.type.tensor_type.elem_type = _HALF
@@ -246,7 +254,7 @@ class _Rewriter:
             return
         values = numpy_helper.to_array(tensor).astype(np.float16)
         if name in self.single_read:
-            self.half_name[name] = unused(f"{name}/float16", self.taken)
+            self.half_name[name] = self.names.claim(f"{name}/float16")
             self.graph.initializer.append(numpy_helper.from_array(values, self.half_name[name]))
         else:
             self.half_name[name] = name
@@ -259,15 +267,15 @@ class _Rewriter:
         if not half:
             if name not in self.half_read:
                 return []
-            self.half_name[name] = unused(f"{name}/float16", self.taken)
+            self.half_name[name] = self.names.claim(f"{name}/float16")
             return [_cast(name, self.half_name[name], _HALF)]
         if name in self.facts.fixed:
-            self.half_name[name], self.single_name[name] = unused(f"{name}/float16", self.taken), name
+            self.half_name[name], self.single_name[name] = self.names.claim(f"{name}/float16"), name
         else:
             self.half_name[name] = name
             if name not in self.single_read:
                 return []
-            self.single_name[name] = unused(f"{name}/float32", self.taken)
+            self.single_name[name] = self.names.claim(f"{name}/float32")
         return [_cast(self.half_name[name], self.single_name[name], _FLOAT)]
 
     def _rewrite(self, node: onnx.NodeProto, plan: _Plan) -> None:
@@ -293,8 +301,10 @@ def _cast(source: str, result: str, to: int) -> onnx.NodeProto:
     return helper.make_node("Cast", [source], [result], name=result, to=to)
 
 
-def _replace_nodes(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
-    # The nodes may belong to the field that is cleared: copy them first.
-    copies = [onnx.NodeProto.FromString(node.SerializeToString(deterministic=True)) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(copies)
+def _names(graph: onnx.GraphProto) -> Iterator[str]:
+    """Every tensor and node name in the graph and its bodies."""
+    for each in all_graphs(graph):
+        yield from (value.name for value in (*each.input, *each.initializer, *each.value_info, *each.output))
+        yield from (tensor.values.name for tensor in each.sparse_initializer)
+        for node in each.node:
+            yield from (node.name, *node.output)

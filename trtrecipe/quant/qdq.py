@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from trtrecipe.errors import StepError
+from trtrecipe.graphs.edit import reset
 from trtrecipe.graphs.files import opset
-from trtrecipe.graphs.fresh import names, unused
+from trtrecipe.graphs.names import Unique
 from trtrecipe.quant.scales import Float32, scale_of, weight_scales
 from trtrecipe.quant.sites import Site, constants, find_sites
 
@@ -45,10 +47,7 @@ def insert_qdq(model: onnx.ModelProto, thresholds: Mapping[str, float]) -> tuple
         scales = _weight_scales(pairs.weights[site.weight], site)
         node.input[1] = pairs.add(site.weight, scales, site.axis, before[site.index])
     nodes = [new for index, node in enumerate(quantized.graph.node) for new in (*before.get(index, ()), node)]
-    # Replacing in place: the list is copied first because the nodes belong to the field that is cleared.
-    nodes = [onnx.NodeProto.FromString(node.SerializeToString(deterministic=True)) for node in nodes]
-    del quantized.graph.node[:]
-    quantized.graph.node.extend(nodes)
+    reset(quantized.graph.node, nodes)
     onnx.checker.check_model(quantized, full_check=True)
     return quantized, notes
 
@@ -58,7 +57,9 @@ class _Pairs:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self._graph = model.graph
-        self._taken = names(model.graph)
+        graph = model.graph
+        present = {value.name for value in (*graph.input, *graph.initializer, *graph.value_info, *graph.output)}
+        self._names = Unique(present.union(*((node.name, *node.output) for node in graph.node)))
         self._made: dict[tuple[str, int | None], str] = {}
         self.weights = {name: numpy_helper.to_array(tensor) for name, tensor in constants(model).items()}
 
@@ -67,11 +68,11 @@ class _Pairs:
         if (tensor, axis) in self._made:
             return self._made[tensor, axis]
         scale, zero, quantized, dequantized = (
-            unused(f"{tensor}/{part}", self._taken) for part in ("scale", "zero_point", "quantized", "dequantized")
+            self._names.claim(f"{tensor}/{part}") for part in ("scale", "zero_point", "quantized", "dequantized")
         )
         self._graph.initializer.append(numpy_helper.from_array(scales, scale))
         self._graph.initializer.append(numpy_helper.from_array(np.zeros(scales.shape, np.int8), zero))
-        attributes = {} if axis is None else {"axis": axis}
+        attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
         for operator, source, result in (
             ("QuantizeLinear", tensor, quantized),
             ("DequantizeLinear", quantized, dequantized),

@@ -67,7 +67,8 @@ def scale_of(thresholds: npt.ArrayLike) -> Float32:
     threshold so small that its scale would be subnormal gets the smallest normal float32.
     """
     scales = np.asarray(thresholds, np.float32) / np.float32(LIMIT)
-    return np.where(np.asarray(thresholds) == 0, np.float32(1), np.maximum(scales, _TINY)).astype(np.float32)
+    chosen: Float32 = np.where(np.asarray(thresholds) == 0, np.float32(1), np.maximum(scales, _TINY))
+    return chosen
 
 
 def weight_scales(weights: Float32, axis: int | None) -> Float32:
@@ -80,5 +81,5 @@ def fake_quantize(values: Float32, scales: Float32, axis: int | None = None) -> 
     """What QuantizeLinear then DequantizeLinear compute in float32: round half to even, saturate to [-128, 127]."""
     if axis is not None:
         scales = scales.reshape([-1 if other == axis else 1 for other in range(values.ndim)])
-    steps = np.clip(np.rint(values / scales), -128, LIMIT)
-    return (steps * scales).astype(np.float32)
+    steps: Float32 = np.clip(np.rint(values / scales), -128, LIMIT)
+    return steps * scales

@@ -12,8 +12,15 @@ from trtrecipe.errors import StepError
 
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _CARRIES = frozenset(
-    ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger")
-    + ("MatMulInteger",)
+    [
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "QLinearConv",
+        "QLinearMatMul",
+        "ConvInteger",
+        "MatMulInteger",
+    ]
 )
 
 
@@ -46,7 +53,6 @@ def find_sites(model: onnx.ModelProto) -> Sites:
     """
     _refuse_quantized(model.graph)
     weights = constants(model)
-    inputs = {value.name for value in model.graph.input}
     sites, skipped = [], []
     for index, node in enumerate(model.graph.node):
         if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx") or len(node.input) < 2:
@@ -60,10 +66,11 @@ def find_sites(model: onnx.ModelProto) -> Sites:
             continue
         sites.append(Site(index, label(node), node.input[0], node.input[1], _channel_axis(node, len(weight.dims))))
     if not sites:
-        listed = "; ".join(skipped) or f"it has {', '.join(sorted({n.op_type for n in model.graph.node})) or 'no nodes'}"
+        kinds = ", ".join(sorted({node.op_type for node in model.graph.node})) or "nothing"
         raise StepError(
-            f"nothing in this graph can be quantized: no {', '.join(OPERATORS)} with constant FP32 weights ({listed})",
-            f"use precision.mode fp16 or fp32{'' if inputs else '; the graph has no inputs at all'}",
+            f"nothing in this graph can be quantized: no {', '.join(OPERATORS)} with constant FP32 weights "
+            f"({'; '.join(skipped) or f'it holds {kinds}'})",
+            "use precision.mode fp16 or fp32",
         )
     return Sites(tuple(sites), tuple(skipped))
 

@@ -1,0 +1,81 @@
+"""What was built, against the FP32 reference: on the same samples, output by output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trtrecipe.engines import Engine
+
+VERSION = 1
+OUTPUTS: Mapping[str, str] = {}
+NUMERIC = True
+
+
+@dataclass(frozen=True)
+class Params:
+    """`evaluates`: "engine" runs it by `runtime`; "graph" runs the graph it was compiled from by ONNX Runtime."""
+
+    runtime: str
+    evaluates: str
+    preprocess: dict[str, list[Any]] = field(default_factory=dict)
+    metric: str | None = None
+    output: str | None = None
+    drawn: dict[str, Any] | None = None
+    dims: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+def tools(params: Params) -> tuple[str, ...]:
+    """The distributions that figures depend on."""
+    on_gpu = params.evaluates == "engine" and params.runtime == "tensorrt-rtx"
+    return ("onnx", "numpy", "tensorrt-rtx" if on_gpu else "onnxruntime")
+
+
+def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, Any]:
+    """With "engine", "onnx", "reference", "data.*" → figures; no output.
+
+    Measures samples, evaluated, cosine and cosine_worst, max_abs_error, equal (`metrics.Closeness`), with a metric also
+    accuracy, with top1 or top5 also agreement, and notes. Raises StepError for outputs that are not finite where the
+    reference is.
+    """
+    from trtrecipe.data import metrics, outputs
+    from trtrecipe.graphs import files
+    from trtrecipe.graphs.interface import interface
+    from trtrecipe.steps.evaluation import batches_of, samples_of, score
+
+    graph = interface(files.load(inputs["onnx"]))
+    reference = outputs.read_npz(inputs["reference"])
+    samples = samples_of(params, inputs, graph)
+    with _open(params, inputs) as engine:
+        collected, notes = outputs.collect(engine.run, batches_of(params, samples, graph, _size(params, graph)))
+    metrics.check_comparable(collected, reference)
+    figures: dict[str, Any] = {"samples": samples.count, "evaluated": params.evaluates}
+    figures |= metrics.closeness(collected, reference).measurements()
+    figures |= score(params, samples, graph, collected)
+    if params.metric in metrics.CLASSIFIERS:
+        name = outputs.pick(reference, graph.outputs[0].name, params.output)
+        figures["agreement"] = metrics.agreement(collected[name], reference[name], name)
+    return {**figures, "notes": notes}
+
+
+def _open(params: Params, inputs: Mapping[str, Path]) -> Engine:
+    if params.evaluates == "engine" and params.runtime == "tensorrt-rtx":
+        from trtrecipe.engines.rtx import RtxEngine
+
+        return RtxEngine(inputs["engine"])
+    from trtrecipe.engines.ort import OrtEngine
+
+    return OrtEngine(inputs["engine" if params.evaluates == "engine" else "onnx"])
+
+
+def _size(params: Params, graph: Any) -> int:
+    """The batch: what the engine is tuned for where its range is limited, else the constant one."""
+    from trtrecipe.data.batches import BATCH
+
+    if params.evaluates == "graph" or params.runtime == "onnxruntime":
+        return BATCH
+    named = [spec.shape[0] for spec in graph.inputs if spec.shape and isinstance(spec.shape[0], str)]
+    return params.dims[named[0]]["opt"] if named and named[0] in params.dims else BATCH
