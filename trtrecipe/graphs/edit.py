@@ -47,6 +47,13 @@ def all_tensors(graph: GraphProto) -> Iterator[TensorProto]:
                 yield from attribute.tensors
 
 
+def tensor_names(graph: GraphProto) -> set[str]:
+    """Every name that a tensor has, also in the graphs inside."""
+    found = {value.name for each in all_graphs(graph) for value in (*each.input, *each.initializer)}
+    found.update(name for node in all_nodes(graph) for name in (*node.input, *node.output))
+    return found
+
+
 def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
     """The value of the node's attribute, or `default`."""
     for each in node.attribute:

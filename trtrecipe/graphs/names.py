@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import onnx
 from onnx import ModelProto
 
-from trtrecipe.graphs.edit import all_graphs, all_nodes, reset
+from trtrecipe.graphs.edit import all_graphs, reset, tensor_names
 
 _CALL = re.compile(r"^(?:Stateful)?PartitionedCall(?:_\d+)?$")
 _COUNTER = re.compile(r"__\d+(?=[/:]|$)")
@@ -86,8 +86,7 @@ def rename_interface(model: ModelProto, inputs: Mapping[str, str], outputs: Mapp
     """
     graph = model.graph
     produced = {name for node in graph.node for name in node.output}
-    present = {value.name for each in all_graphs(graph) for value in (*each.input, *each.initializer)}
-    present.update(name for node in all_nodes(graph) for name in node.output)
+    present = tensor_names(graph)
     moves, copies = dict(inputs), {}
     for wanted, source in outputs.items():
         if source in produced and source not in moves:

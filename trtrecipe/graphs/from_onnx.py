@@ -1,0 +1,70 @@
+"""An ONNX file as somebody gave it → a graph we work with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnx.inliner
+from onnx import ModelProto
+
+from trtrecipe.errors import StepError
+from trtrecipe.graphs import sound
+from trtrecipe.graphs.canonical import canonical
+from trtrecipe.graphs.files import opset
+from trtrecipe.graphs.opset import to_opset
+
+OLDEST = 13
+"""The opset that every later step can rely on at least."""
+
+_LFS = b"version https://git-lfs.github.com/spec/"
+
+
+def read(path: Path, wanted: int | None) -> ModelProto:
+    """The model in the file, checked, canonical, at opset `wanted`; without it at its own, 13 at least.
+
+    Raises StepError for anything that is no single-file ONNX model for inference.
+    """
+    model = _parse(path.read_bytes())
+    sound.require_one_file(model)
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    sound.require_known_operators(model)
+    sound.check(model)
+    sound.require_inference_form(model)
+    model = canonical(model)
+    present = opset(model)
+    target = max(present, OLDEST) if wanted is None else wanted
+    if present > target:
+        return to_opset(model, target)
+    return _raise_opset(model, target) if present < target else model
+
+
+def _parse(data: bytes) -> ModelProto:
+    if data.startswith(_LFS):
+        raise StepError(
+            "the model file is a Git LFS pointer, not the model itself", hint="run git lfs pull in its repository"
+        )
+    model = ModelProto()
+    try:
+        model.ParseFromString(data)
+    except Exception as error:  # DecodeError; where protobuf keeps it differs between its versions
+        raise StepError(
+            "the model file is no ONNX model, or it is cut short", hint="compare its size with the original's"
+        ) from error
+    if not model.opset_import or not (model.graph.node or model.graph.input):
+        raise StepError("the model file holds no ONNX graph", hint="check model.source and model.format")
+    return model
+
+
+def _raise_opset(model: ModelProto, version: int) -> ModelProto:
+    try:
+        raised = onnx.version_converter.convert_version(model, version)
+    except Exception as error:  # the converter is C++ and raises several unrelated types, all of them about the model
+        raise StepError(
+            f"the model is written in opset {opset(model)} and onnx cannot raise it to {version}: "
+            f"{' '.join(str(error).split())[:300]}",
+            hint=f"export it again at opset {version}",
+        ) from error
+    sound.check(raised)
+    return canonical(raised)

@@ -1,0 +1,96 @@
+"""What a source graph must be before anything is done with it. Each check raises StepError naming the nodes."""
+
+from __future__ import annotations
+
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+
+from trtrecipe.errors import StepError
+from trtrecipe.graphs.edit import DEFAULT_DOMAINS, all_graphs, all_nodes, all_tensors, attribute
+from trtrecipe.graphs.files import opset
+from trtrecipe.graphs.opset import listed
+
+_DOMAINS = (*DEFAULT_DOMAINS, "ai.onnx.ml")
+_QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul")
+
+
+def check(model: ModelProto) -> None:
+    """The full check of ONNX itself: operators, types, shapes, order of nodes."""
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # the checker raises several unrelated types, all of them about the model
+        raise StepError(
+            f"the graph is not valid ONNX: {' '.join(str(error).split())[:500]}", hint="export the model again"
+        ) from error
+
+
+def foreign(model: ModelProto) -> list[str]:
+    """The nodes whose operator ONNX does not define at the model's opset, as `Operator name`."""
+    version = opset(model)
+    return [
+        f"{node.domain + '.' if node.domain else ''}{node.op_type} {node.name or ' '.join(node.output)}"
+        for node in all_nodes(model.graph)
+        if not _defined(node, version)
+    ]
+
+
+def require_known_operators(model: ModelProto) -> None:
+    """Refuse operators of other tools and of training."""
+    if found := foreign(model):
+        raise StepError(
+            "the model uses operators that ONNX does not define at its opset:\n" + listed(found),
+            hint="export it with ONNX's own operators only",
+        )
+
+
+def require_inference_form(model: ModelProto) -> None:
+    """Refuse a graph left in training mode, one that is quantized already, and one without inputs or outputs."""
+    if training := [_label(node) for node in all_nodes(model.graph) if _trains(node, model)]:
+        raise StepError("the model is in training mode:\n" + listed(training), hint="export it for inference")
+    if quantized := [_label(node) for node in all_nodes(model.graph) if node.op_type in _QUANTIZED]:
+        raise StepError(
+            "the model is quantized already:\n" + listed(quantized),
+            hint="give the float model; precision.mode says what trtrecipe makes of it",
+        )
+    constant = {tensor.name for tensor in model.graph.initializer}
+    if all(value.name in constant for value in model.graph.input):
+        raise StepError("the model has no inputs: its outputs are constants", hint="export a model that takes inputs")
+    if not model.graph.output:
+        raise StepError("the model has no outputs", hint="export the model again")
+
+
+def require_one_file(model: ModelProto) -> None:
+    """Refuse weights that lie in other files, and sparse ones."""
+    for tensor in all_tensors(model.graph):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            raise StepError(
+                f"the model keeps weights in other files ({tensor.name}); that is not supported yet",
+                hint="save it in one file: python -c \"import onnx; onnx.save(onnx.load('in.onnx'), 'out.onnx')\"",
+            )
+    if any(graph.sparse_initializer for graph in all_graphs(model.graph)):
+        raise StepError("the model has sparse weights; they are not supported", hint="export it with dense weights")
+
+
+def _label(node: NodeProto) -> str:
+    return f"{node.op_type} {node.name or ' '.join(node.output)}"
+
+
+def _defined(node: NodeProto, version: int) -> bool:
+    if node.domain not in _DOMAINS:
+        return False
+    if node.domain not in DEFAULT_DOMAINS:
+        return bool(onnx.defs.has(node.op_type, node.domain))
+    return bool(onnx.defs.has(node.op_type, version, ""))
+
+
+def _trains(node: NodeProto, model: ModelProto) -> bool:
+    if node.op_type == "BatchNormalization":
+        return bool(attribute(node, "training_mode", 0)) or len([name for name in node.output if name]) > 1
+    if node.op_type == "Dropout" and len(node.input) > 2 and node.input[2]:
+        constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        for other in all_nodes(model.graph):
+            if other.op_type == "Constant" and other.output[0] == node.input[2]:
+                return bool(numpy_helper.to_array(attribute(other, "value")))
+        mode = constants.get(node.input[2])
+        return mode is None or bool(numpy_helper.to_array(mode))
+    return False
