@@ -113,7 +113,8 @@ def _child(kind: Any, item: Any) -> Any:
 def _unknown_key(loc: tuple[Any, ...], here: tuple[Any, ...]) -> Finding:
     word, known = str(loc[-1]), list(fields(loc[:-1]))
     meant = nearest(word, known)
-    hint = f"did you mean {meant}?" if meant else f"the keys here are {listed(known)}"
+    keys = f"the keys here are {listed(known)}" if len(known) > 1 else f"the only key here is {listed(known)}"
+    hint = f"did you mean {meant}?" if meant else keys
     return Finding(here, f"unknown key '{short(word)}' in {dotted(here[:-1])}", hint, at_key=True)
 
 
