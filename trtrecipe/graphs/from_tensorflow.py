@@ -23,8 +23,8 @@ from trtrecipe.errors import StepError
 from trtrecipe.graphs import sound
 from trtrecipe.graphs.interface import TensorSpec
 from trtrecipe.graphs.names import rename_interface
-from trtrecipe.graphs.opset import listed
 from trtrecipe.graphs.shapes import OPEN, Shape
+from trtrecipe.graphs.sound import listed
 
 DEFAULT_SIGNATURE = "serving_default"
 OPSETS = (13, 16, 17, 18)

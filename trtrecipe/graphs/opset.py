@@ -15,9 +15,7 @@ from trtrecipe.graphs.canonical import canonical
 from trtrecipe.graphs.edit import DEFAULT_DOMAINS, all_graphs, attribute
 from trtrecipe.graphs.files import opset
 from trtrecipe.graphs.shapes import infer
-
-LISTED = 8
-"""Most nodes that one message lists."""
+from trtrecipe.graphs.sound import listed
 
 _NEWER_VALUES = {
     ("Pad", "mode", b"wrap"): 19,
@@ -73,12 +71,6 @@ def to_opset(model: ModelProto, version: int) -> ModelProto:
         if entry.domain in DEFAULT_DOMAINS:
             entry.version = version
     return canonical(result)
-
-
-def listed(lines: list[str]) -> str:
-    """The lines, indented; the first few where there are many."""
-    more = [f"and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
-    return "\n".join(f"  {line}" for line in lines[:LISTED] + more)
 
 
 def _context(model: ModelProto, version: int) -> _Context:

@@ -8,7 +8,9 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from trtrecipe.errors import StepError
 from trtrecipe.graphs.edit import DEFAULT_DOMAINS, all_graphs, all_nodes, all_tensors, attribute
 from trtrecipe.graphs.files import opset
-from trtrecipe.graphs.opset import listed
+
+LISTED = 8
+"""Most lines that one message lists."""
 
 _DOMAINS = (*DEFAULT_DOMAINS, "ai.onnx.ml")
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul")
@@ -21,6 +23,22 @@ def check(model: ModelProto) -> None:
     except Exception as error:  # the checker raises several unrelated types, all of them about the model
         raise StepError(
             f"the graph is not valid ONNX: {' '.join(str(error).split())[:500]}", hint="export the model again"
+        ) from error
+
+
+def require_loadable(model: ModelProto) -> None:
+    """Refuse a graph that ONNX Runtime cannot load on the CPU: nothing could be measured with it."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    try:
+        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions share no public base class
+        raise StepError(
+            f"ONNX Runtime cannot load the graph: {' '.join(str(error).split())[:500]}",
+            hint="a newer onnxruntime may have the operator",
         ) from error
 
 
@@ -69,6 +87,12 @@ def require_one_file(model: ModelProto) -> None:
             )
     if any(graph.sparse_initializer for graph in all_graphs(model.graph)):
         raise StepError("the model has sparse weights; they are not supported", hint="export it with dense weights")
+
+
+def listed(lines: list[str]) -> str:
+    """The lines, indented; the first few where there are many."""
+    more = [f"and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
+    return "\n".join(f"  {line}" for line in lines[:LISTED] + more)
 
 
 def _label(node: NodeProto) -> str:
