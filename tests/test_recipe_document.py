@@ -13,7 +13,8 @@ import yaml
 
 from trtrecipe.errors import InputError
 from trtrecipe.recipe import document
-from trtrecipe.recipe.document import MAX_BYTES, MAX_DEPTH, MAX_NODES, MAX_PROBLEMS, Document, parse, read
+from trtrecipe.recipe.document import MAX_DEPTH, MAX_NODES, MAX_PROBLEMS, Document, parse, read
+from trtrecipe.recipe.text import MAX_BYTES
 
 
 @pytest.fixture(params=["C", "Python"], autouse=True)
@@ -147,7 +148,10 @@ def test_an_anchor_may_be_set_again() -> None:
         ("a:\n  b: 1\n c: 2\n", "3:2", "this does not fit the block it is in"),
         ("a: [1,\nb: 2\n", "3:1", "expected ',' or the closing bracket of what opens at line 1, column 4"),
         ("a: {b: 1\n", "2:1", "expected ',' or the closing bracket of what opens at line 1, column 4"),
-        ("a: 'x\n", "2:1", "the quote opened at line 1, column 4 is never closed"),
+        ("a: 'x\n", "1:4", "the quote opened here is never closed"),
+        ("a: 1\nb\n", "2:1", "there is no ':' after this key"),
+        ("a: 1\nb", "2:1", "there is no ':' after this key"),
+        ("a: [1", "1:6", "expected ',' or the closing bracket of what opens at line 1, column 4"),
         ("a: 1\n...\nb: 2\n", "3:1", "the recipe has ended before this line"),
         ("a: b\x07c\n", "1:5", "the character U+0007 cannot be seen and has no place in a recipe"),
         ("a: 1\nb: x\x00\n", "2:5", "the character U+0000 cannot be seen and has no place in a recipe"),

@@ -6,9 +6,7 @@ core schema of YAML 1.2, so that `no`, `on`, `1:30` and `2024-01-01` are text, a
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,8 +17,8 @@ import yaml
 
 from trtrecipe.errors import InputError, Problem
 from trtrecipe.recipe.findings import short
+from trtrecipe.recipe.text import FORBIDDEN, Position, complaint, decode, read_bytes
 
-MAX_BYTES = 1 << 20
 MAX_NODES = 20_000
 """Values and keys after every alias has been followed."""
 MAX_DEPTH = 64
@@ -29,17 +27,6 @@ MAX_PROBLEMS = 100
 """No one reads more than this; what lies behind shows when these are mended."""
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-_BREAK = re.compile(r"\r\n|\r|\n")
-_FORBIDDEN = frozenset(  # a set, because compiling a pattern of these ranges takes longer than reading a recipe
-    chr(code)
-    for first, last in (
-        (0x00, 0x08), (0x0B, 0x0C), (0x0E, 0x1F), (0x7F, 0x9F),  # control characters
-        (0x2028, 0x2029),  # line separators that editors do not count as lines
-        (0x202A, 0x202E), (0x2066, 0x2069),  # marks that turn the writing direction
-        (0xD800, 0xDFFF), (0xFEFF, 0xFEFF), (0xFFFE, 0xFFFF),  # halves of a pair, byte order marks
-    )
-    for code in range(first, last + 1)
-)  # fmt: skip
 _WORDS = {"": None, "~": None, "null": None, "Null": None, "NULL": None} | {
     word: word.lower() == "true" for word in ("true", "True", "TRUE", "false", "False", "FALSE")
 }
@@ -50,8 +37,6 @@ _NUMBER = re.compile(
 )
 _BASES = {"int": 10, "oct": 8, "hex": 16}
 
-Position = tuple[int, int]
-"""Line and column, both counted from 1."""
 Loc = tuple[int | str, ...]
 """Keys and list indices that lead from the root to a value."""
 
@@ -116,59 +101,12 @@ class Document:
 
 def read(path: Path) -> Document:
     """The document in `path`. Raises InputError with every problem found, each with its position if it has one."""
-    return parse(_bytes(path), str(path))
+    return parse(read_bytes(path), str(path))
 
 
 def parse(data: bytes, file: str) -> Document:
     """The document in `data`; `file` is what problems call it. Raises InputError."""
-    return _Parser(file).document(_decode(data, file))
-
-
-def at(text: str, index: int) -> Position:
-    """The position of character `index` of `text`."""
-    starts = [0, *(match.end() for match in _BREAK.finditer(text, 0, index))]
-    return len(starts), index - starts[-1] + 1
-
-
-def _bytes(path: Path) -> bytes:
-    def refuse(message: str, hint: str | None = None) -> NoReturn:
-        raise InputError([Problem(message, str(path), hint=hint)])
-
-    try:
-        # Without O_NONBLOCK, opening a named pipe that no one writes to would wait for ever.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                refuse("is not a regular file; save the recipe to a file first")
-            data = file.read(MAX_BYTES + 1)
-    except IsADirectoryError:
-        refuse("is a folder; a recipe is a YAML file")
-    except FileNotFoundError:
-        refuse("there is no such file", "check the path; it is relative to the folder you are in")
-    except PermissionError:
-        refuse("may not be read", "check the permissions of the file and of its folders")
-    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
-        refuse(f"cannot be read: {getattr(error, 'strerror', None) or error}")
-    if len(data) > MAX_BYTES:
-        refuse(f"is larger than {MAX_BYTES >> 20} MiB, which no recipe needs", "is this the right file?")
-    return data
-
-
-def _decode(data: bytes, file: str) -> str:
-    if len(data) > MAX_BYTES:
-        raise InputError([Problem(f"is larger than {MAX_BYTES >> 20} MiB, which no recipe needs", file)])
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line, column = at(before := data[: error.start].decode("utf-8"), len(before))
-        message = f"byte 0x{data[error.start]:02x} is not UTF-8"
-        raise InputError([Problem(message, file, line, column, "save the file as UTF-8")]) from None
-    text = text.removeprefix("\ufeff")
-    if found := _FORBIDDEN.intersection(text):
-        index = min(map(text.index, found))
-        line, column = at(text, index)
-        message = f"the character U+{ord(text[index]):04X} cannot be seen and has no place in a recipe"
-        raise InputError([Problem(message, file, line, column, "remove it")])
-    return text
+    return _Parser(file).document(decode(data, file))
 
 
 class _Stop(Exception):
@@ -246,9 +184,7 @@ class _Parser:
             while loader.check_event():
                 yield loader.get_event()
         except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            position = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-            self._stop(position, *_syntax(error, text, position))
+            self._stop(*complaint(error, text))
         except (ValueError, OverflowError):  # the pure Python parser gives escapes to chr() unchecked
             mark = loader.get_mark()
             self._stop((mark.line + 1, mark.column + 1), "this escape is no Unicode character", "correct or remove it")
@@ -347,7 +283,7 @@ class _Parser:
             self._stop(position, message)
 
     def _visible(self, text: str, position: Position) -> None:
-        if found := _FORBIDDEN.intersection(text):
+        if found := FORBIDDEN.intersection(text):
             message = f"the escaped character U+{ord(min(found)):04X} cannot be seen and has no place in a recipe"
             self._problem(position, message, "remove it")
 
@@ -371,32 +307,3 @@ class _Parser:
             self._problem(position, f"{short(match[0])} is a number of more than {MAX_DIGITS} characters")
             return None
         return float(match[0]) if kind == "float" else int(match[kind], _BASES[kind])
-
-
-def _syntax(error: yaml.MarkedYAMLError, text: str, position: Position) -> tuple[str, str | None]:
-    """What the parser means, in words a person can act on, and a hint."""
-    problem, context = str(error.problem or error.context), str(error.context)
-    mark = error.context_mark
-    begin = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "an earlier line"
-    before = "".join(_BREAK.split(text)[position[0] - 1 : position[0]])[: position[1]]
-    if "cannot start any token" in problem:
-        if "\t" in before:
-            return "a tab cannot indent YAML", "indent with spaces"
-        return f"a value cannot start with '{before[-1:]}'", "put it in quotes"
-    if "mapping values are not allowed" in problem:
-        return "a ':' cannot stand here", "check the indentation, and put text that holds ': ' in quotes"
-    if "could not find expected ':'" in problem:
-        return f"the key at {begin} lacks a ':'", "write key: value, and check the indentation"
-    if "end of stream" in problem and "quoted scalar" in context:
-        return f"the quote opened at {begin} is never closed", "close it"
-    if "node content" in problem:
-        return "a value is missing here", "write it, or put it in quotes if it begins with a sign such as , ] } or :"
-    if "expected ','" in problem:
-        return f"expected ',' or the closing bracket of what opens at {begin}", "close it, or add the comma"
-    if "did not find expected key" in problem or "expected <block end>" in problem:
-        return "this does not fit the block it is in", "align it with the lines above, and check quotes and brackets"
-    if "document start" in problem:
-        return "the recipe has ended before this line", "align it with the first key of the file"
-    if "directive" in problem or "directive" in context:
-        return f"is not YAML: {problem}", "remove the line that begins with %"
-    return f"is not YAML: {problem}" + (f" ({context}, from {begin})" if error.context else ""), None

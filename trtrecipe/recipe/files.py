@@ -80,11 +80,17 @@ def _suggestion(loaded: Loaded, name: str) -> str:
         entries = [entry.name for entry in islice(os.scandir(parent), MAX_LISTED)]
     except OSError:
         entries = []
+    if missing.exists():
+        return f"{_shown(missing, loaded)} is not a folder"
     meant = nearest(missing.name, entries)
     if meant:
         written = Path(*Path(name).parts[: len(Path(name).parts) - len(path.parts) + len(missing.parts) - 1]) / meant
         return f"did you mean {written}?"
-    if missing.exists():
-        return f"{parent / missing.name} is not a folder"
-    where = "the folder of the recipe" if parent == loaded.path.parent else short(str(parent))
+    where = "the folder of the recipe" if parent == loaded.path.parent else _shown(parent, loaded)
     return f"there is no {short(missing.name)} in {where}; paths are relative to the recipe"
+
+
+def _shown(path: Path, loaded: Loaded) -> str:
+    """As the recipe would write it."""
+    folder = loaded.path.parent
+    return short(str(path.relative_to(folder) if path.is_relative_to(folder) else path))

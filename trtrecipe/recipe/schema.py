@@ -22,7 +22,9 @@ def text() -> str:
 
 
 def _tidy(value: Any) -> Any:
-    """Without the titles that pydantic makes from names: they say nothing that the names do not."""
+    """Without the titles that pydantic makes from names, and with names that must match a pattern made to do so."""
     if isinstance(value, dict):
+        if "patternProperties" in value and "additionalProperties" not in value:
+            value = value | {"additionalProperties": False}
         return {key: _tidy(item) for key, item in value.items() if not (key == "title" and isinstance(item, str))}
     return [_tidy(item) for item in value] if isinstance(value, list) else value

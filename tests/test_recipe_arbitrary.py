@@ -1,0 +1,159 @@
+"""Whatever a file holds: a recipe, or messages with positions. Never anything else."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import strategies as st
+
+from trtrecipe.errors import InputError
+from trtrecipe.recipe import document, load, messages
+from trtrecipe.recipe.rules import target_findings
+from trtrecipe.recipe.schema import recipe_schema
+
+ROOT = Path(__file__).parent.parent
+VALID = (ROOT / "recipes" / "digits" / "digits.yaml").read_text("utf-8")
+SCHEMA = recipe_schema()
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+WORDS = sorted(set(VALID.replace(",", " ").replace("{", " ").split()))
+SIGNS = ["", " ", "  ", "\n", "\t", ":", "- ", *"[]{}#~%", "&a", "*a", "!t", "'", '"', "<<: ", "\0"]
+KEYS = sorted({key for kind in [SCHEMA, *SCHEMA["$defs"].values()] for key in kind.get("properties", {})})
+VALUES = ["fp32", "int8", "host", "rtx", "jetson-tx2@4.6.4", "top1", "batch", "1GiB", "trtrecipe/v1", "label", "m.onnx"]
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(min_value=-(10**38), max_value=10**38)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=12)
+    | st.sampled_from(VALUES)
+)
+keys = st.text(max_size=5) | st.sampled_from(KEYS)
+
+
+def _trees(leaves: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.recursive(
+        leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=5), max_leaves=25
+    )
+
+
+trees = _trees(scalars | st.sampled_from([math.nan, math.inf, -math.inf]))
+relaxed = settings(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("arbitrary") / "r.yaml"
+
+
+@pytest.fixture(autouse=True)
+def no_unworded_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every error that pydantic can raise for a recipe has words of ours."""
+
+    def unworded(item: Any, *_: Any) -> Any:
+        raise AssertionError(f"no words for {item['type']}")
+
+    monkeypatch.setattr(messages, "_other", unworded)
+
+
+def _answer(file: Path, data: bytes) -> load.Loaded | None:
+    """Load `data`: the recipe, or None after checking that the problems can be shown to a person."""
+    file.write_bytes(data)
+    try:
+        return load.load(file, also=target_findings)
+    except InputError as error:
+        problems = error.problems
+    lines = data.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    assert problems
+    assert [(p.line, p.column) for p in problems] == sorted((p.line or 0, p.column or 0) for p in problems)
+    for problem in problems:
+        assert problem.line is not None and 1 <= problem.line <= len(lines)
+        assert problem.column is not None and 1 <= problem.column <= len(lines[problem.line - 1]) + 1
+        assert 0 < len(problem.message) < 500
+        assert "\n" not in problem.message + (problem.hint or "")
+        assert "pydantic" not in problem.message
+    return None
+
+
+def _dumped(tree: Any) -> bytes:
+    return yaml.safe_dump(tree, allow_unicode=True).encode("utf-8", "surrogatepass")
+
+
+def _mutations(written: str, most: int) -> st.SearchStrategy[str]:
+    """`written` with up to `most` pieces cut out or replaced."""
+    pieces = st.sampled_from([*WORDS, *SIGNS]) | st.text(max_size=3)
+    edits = st.tuples(st.integers(0, len(written)), st.integers(0, 12), pieces)
+
+    def apply(chosen: list[tuple[int, int, str]]) -> str:
+        text = written
+        for start, length, piece in chosen:
+            text = text[:start] + piece + text[start + length :]
+        return text
+
+    return st.lists(edits, min_size=1, max_size=most).map(apply)
+
+
+@relaxed
+@given(data=st.binary(max_size=300))
+@example(data=b"")
+@example(data=b"\xff\xfe\x00")
+@example(data=b"\x80: 1")
+def test_arbitrary_bytes(file: Path, data: bytes) -> None:
+    assert _answer(file, data) is None
+
+
+@relaxed
+@given(text=st.text(max_size=300))
+def test_arbitrary_text(file: Path, text: str) -> None:
+    assert _answer(file, text.encode("utf-8", "surrogatepass")) is None
+
+
+@settings(relaxed, max_examples=300)
+@given(text=_mutations(VALID, 4))
+def test_mutated_recipes(file: Path, text: str) -> None:
+    _answer(file, text.encode("utf-8", "surrogatepass"))
+
+
+@settings(relaxed, max_examples=300)
+@given(tree=trees)
+@example(tree={"preprocess": {"|npz": [{"|scale": 1}]}})
+@example(tree={"model": {"inputs": {"[key]": {"[key]": 1}, "shape": {"shape": ["|x"]}}}})
+@example(tree={"calibration": {"data": {"npz": {"npz": {"arrays": 1}}}}, "targets": [{"|entry": 1}, ["|entry"]]})
+def test_arbitrary_trees(file: Path, tree: Any) -> None:
+    _answer(file, json.dumps(tree).encode())
+    _answer(file, _dumped(tree))
+
+
+@settings(relaxed, max_examples=400)
+@given(data=st.data())
+def test_recipes_with_one_branch_replaced(file: Path, data: st.DataObject) -> None:
+    """Reaches every level of the model; and what the loader takes, the JSON Schema takes."""
+    node: Any = {"": yaml.safe_load(VALID)}
+    root, key = node, ""
+    while isinstance(node[key], dict | list) and (node is root or data.draw(st.integers(0, 3))):
+        node = node[key]
+        key = data.draw(st.sampled_from(list(node) if isinstance(node, dict) else range(len(node))))
+    node[key] = data.draw(trees)
+    loaded = _answer(file, _dumped(root[""]))
+    if loaded is not None:
+        VALIDATOR.validate(loaded.document.value)
+
+
+@settings(relaxed, max_examples=200)
+@given(tree=st.dictionaries(keys, _trees(scalars), min_size=1, max_size=5))
+def test_json_is_read_as_it_is(tree: Any) -> None:
+    try:
+        found = document.parse(json.dumps(tree, ensure_ascii=False).encode(), "f").value
+    except InputError as error:
+        assume("has no place in a recipe" not in str(error))
+        raise
+    except UnicodeEncodeError:  # half of a pair
+        assume(False)
+    assert json.dumps(found) == json.dumps(tree)
