@@ -28,8 +28,8 @@ def tools(params: Params) -> tuple[str, ...]:
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, Any]:
-    """With "onnx" → the engine. Measures its size in bytes."""
-    engine = out / OUTPUTS["engine"]
+    """With "onnx" → the engine. Measures its size in bytes, and notes."""
+    engine, notes = out / OUTPUTS["engine"], list[str]()
     if params.builder == "onnxruntime":
         from trtrecipe.engines import ort
 
@@ -38,9 +38,9 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, A
         from trtrecipe.engines import rtx_build
         from trtrecipe.graphs import files
 
-        rtx_build.build(files.load(inputs["onnx"]), engine, params.dims, params.workspace)
+        notes = rtx_build.build(files.load(inputs["onnx"]), engine, params.dims, params.workspace)
     else:
         from trtrecipe.errors import StepError
 
         raise StepError(f"no engine builder is called {params.builder}", f"builders: {', '.join(_TOOLS)}")
-    return {"size": engine.stat().st_size}
+    return {"size": engine.stat().st_size, "notes": notes}
