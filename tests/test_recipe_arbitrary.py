@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,37 @@ from trtrecipe.recipe.schema import recipe_schema
 
 ROOT = Path(__file__).parent.parent
 VALID = (ROOT / "recipes" / "digits" / "digits.yaml").read_text("utf-8")
+WHOLE = """\
+schema: trtrecipe/v1
+name: whole
+model:
+  source: model
+  format: saved_model
+  signature: serve
+  opset: 17
+  inputs: {image: {shape: [batch, 3, size, size], dtype: float32}}
+  dims: {batch: {min: 1, opt: 2, max: 4}, size: {min: 8, opt: 8, max: 8}}
+precision: {mode: int8, fallback: fp16}
+preprocess: {image: [{scale: 0.5}, {normalize: {mean: [0, 0, 0], std: [1, 1, 1]}}]}
+calibration: {data: {npy: {image: x.npy}}, samples: 8, seed: 1, method: minmax}
+evaluation: {data: {npz: x.npz, arrays: {image: x, label: y}}, samples: 8, seed: 1, metric: top5, output: logits}
+gates:
+  accuracy: {max_drop: 0.1, min: 0.5}
+  latency_ms: {p50: 1, p90: 2, p99: 3}
+  agreement: 0.9
+  cosine: 0.9
+  size: 1MiB
+targets:
+  - host
+  - profile: rtx
+    name: small
+    precision: {mode: fp16}
+    model: {dims: {batch: {min: 1, opt: 1, max: 1}, size: {min: 8, opt: 8, max: 8}}}
+    build: {workspace: 1GiB}
+    gates: {accuracy: {max_drop: 0.2}}
+build: {workspace: 512MiB}
+"""
+"""Every key of the language."""
 SCHEMA = recipe_schema()
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 WORDS = sorted(set(VALID.replace(",", " ").replace("{", " ").split()))
@@ -144,6 +176,36 @@ def test_recipes_with_one_branch_replaced(file: Path, data: st.DataObject) -> No
     loaded = _answer(file, _dumped(root[""]))
     if loaded is not None:
         VALIDATOR.validate(loaded.document.value)
+
+
+def _places(node: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield place
+    for key, inner in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        yield from _places(inner, (*place, key))
+
+
+def _replaced(node: Any, place: tuple[Any, ...], value: Any) -> Any:
+    if not place:
+        return value
+    copy = node.copy()
+    copy[place[0]] = _replaced(node[place[0]], place[1:], value)
+    return copy
+
+
+@pytest.mark.parametrize(
+    "value", [None, True, 0, 1.5, "", "x", [], [[]], [None], [{}], {}, {"x": 1}, {"label": []}], ids=repr
+)
+def test_every_place_with_every_kind_of_value(file: Path, value: Any) -> None:
+    whole = yaml.safe_load(WHOLE)
+    for place in _places(whole):
+        _answer(file, _dumped(_replaced(whole, place, value)))
+
+
+def test_the_whole_recipe_loads(file: Path) -> None:
+    loaded = _answer(file, WHOLE.encode())
+    assert loaded is not None
+    assert [key for key in KEYS if f"{key}:" not in WHOLE] == []
+    VALIDATOR.validate(loaded.document.value)
 
 
 @settings(relaxed, max_examples=200)

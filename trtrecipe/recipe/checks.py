@@ -117,7 +117,7 @@ def _labels(recipe: Any) -> Iterator[Finding]:
 def _inputs(recipe: Any) -> Iterator[Finding]:
     for block in ("calibration", "evaluation"):
         for form in ("arrays", "npy"):
-            if set(_at(recipe, block, "data", form) or ()) == {LABEL}:
+            if [name for name, _ in _items(recipe, block, "data", form)] == [LABEL]:
                 loc = (block, "data", form)
                 yield Finding(loc, f"{dotted(loc)} names no input of the model", "add INPUT: …", at_key=True)
     if _at(recipe, "preprocess", LABEL) is not None:
