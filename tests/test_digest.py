@@ -53,5 +53,7 @@ def test_digest_does_not_depend_on_hash_seed_or_locale() -> None:
     digests = set()
     for seed, locale in (("0", "C"), ("1", "C.UTF-8"), ("12345", "POSIX")):
         environment = os.environ | {"PYTHONHASHSEED": seed, "LC_ALL": locale}
-        digests.add(subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout)
+        digests.add(
+            subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout
+        )
     assert len(digests) == 1

@@ -55,10 +55,8 @@ def run(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         code: Any = app(list(arguments), standalone_mode=False)
-        return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("interrupted; what finished is kept\n")
-        return INTERRUPTED
+        code = INTERRUPTED
     except TyperException as error:
         context = getattr(error, "ctx", None)
         hint = f"see: {context.command_path} --help" if context is not None else None
@@ -71,6 +69,9 @@ def run(arguments: Sequence[str]) -> int:
         # The reader of our output went away; nobody is left to be told.
         sys.stderr.close()
         return 1
+    if code == INTERRUPTED:  # also what typer makes of a Ctrl-C
+        sys.stderr.write("interrupted; what finished is kept\n")
+    return code if isinstance(code, int) else 0
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -236,9 +236,10 @@ class _Renamer:
         """`names`: present → new, of what the graph can see; extended with its own."""
         readers = consumers(graph)
         constants = {tensor.name: tensor for tensor in graph.initializer}
-        producers: dict[str, str] = {}
+        anchors: dict[str, str] = {}  # tensor → the nearest node before it whose name means something
         for node in graph.node:
-            node.name = self._nodes.claim(self._node_name(node, constants, readers, producers, names))
+            wanted, anchor = self._node_name(node, constants, readers, anchors, names)
+            node.name = self._nodes.claim(wanted)
             for position, name in enumerate(node.input):
                 if name in constants and name not in names:
                     names[name] = self._tensors.claim(f"{node.name}/{_formal(node, position, self._opset)}")
@@ -247,7 +248,7 @@ class _Renamer:
                     names[name] = self._tensors.claim(f"{node.name}/constant")
             for position, name in enumerate(node.output):
                 if name:
-                    producers[name] = node.name
+                    anchors[name] = anchor or node.name
                     if name not in names:
                         names[name] = self._tensors.claim(f"{node.name}:{position}" if position else node.name)
             for attribute, inner in subgraphs(node):
@@ -274,23 +275,25 @@ class _Renamer:
         node: NodeProto,
         constants: dict[str, TensorProto],
         readers: dict[str, list[NodeProto]],
-        producers: dict[str, str],
+        anchors: dict[str, str],
         names: dict[str, str],
-    ) -> str:
+    ) -> tuple[str, str | None]:
+        """The wanted name, and the name it leans on where tf2onnx gave the node none."""
         if not is_generated(node.name):
             name = self._layers.name(node.name)
-            return f"{name}/{node.op_type}" if is_added(node.name) else name
+            return (f"{name}/{node.op_type}" if is_added(node.name) else name), None
         # A constant that only this node reads tells the layer: tf2onnx names the Conv it fuses `Conv__66`, its weights
         # by the layer still.
         for name in node.input:
             if name in constants and len(readers[name]) == 1 and "/" in name and not is_generated(name):
                 scope = self._layers.name(name).rpartition("/")[0]
                 if scope:
-                    return scope
+                    return scope, None
         for name in node.input:
             if name and name not in constants:
-                return f"{producers.get(name) or names.get(name, name)}/{node.op_type}"
-        return node.op_type
+                anchor = anchors.get(name) or names.get(name, name)
+                return f"{anchor}/{node.op_type}", anchor
+        return node.op_type, None
 
 
 def captured_by(node: NodeProto) -> list[str]:

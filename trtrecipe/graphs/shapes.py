@@ -148,7 +148,7 @@ def set_outputs(model: ModelProto) -> None:
     """Give the graph outputs, in place, the shapes that follow from the inputs'.
 
     An axis that inference cannot decide keeps the model's own size, and its name if an input has that dimension too.
-    Raises StepError where the shapes contradict the graph.
+    Raises StepError where the shapes contradict the graph, or where the number of axes is not known.
     """
     declared = {value.name: _read(value) for value in model.graph.output}
     for value in model.graph.output:
@@ -157,8 +157,12 @@ def set_outputs(model: ModelProto) -> None:
     names = {entry for value in model.graph.input for entry in _read(value) or [] if isinstance(entry, str)} - {OPEN}
     for value in model.graph.output:
         merged = _merge(found[value.name], declared[value.name], names)
-        if merged is not None:
-            _write(value.type.tensor_type.shape, merged)
+        if merged is None:
+            raise StepError(
+                f"the number of axes of output {value.name} is not known",
+                hint="export the model with a shape for that output, at least its number of axes",
+            )
+        _write(value.type.tensor_type.shape, merged)
 
 
 def infer(model: ModelProto) -> ModelProto:

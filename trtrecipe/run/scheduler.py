@@ -19,7 +19,7 @@ from trtrecipe.steps.registry import STEPS
 from trtrecipe.store.records import Record
 from trtrecipe.store.store import Store
 
-BUSY_RETRY = 0.2  # seconds until a key that another build works on is looked at again
+BUSY_RETRY = 0.1  # seconds until a key that someone else works on is looked at again
 _ORDER = {kind: number for number, kind in enumerate(STEPS)}
 
 
@@ -65,6 +65,9 @@ class Scheduler:
                 self._wake()
                 while self._ready and len(self._running) < self._jobs:
                     step_id = heapq.heappop(self._ready)[2]
+                    if self._is_running(self._known[step_id].key):
+                        self._look_again_at(step_id)
+                        continue
                     worker = self._start(self._graph.steps[step_id])
                     if worker is not None:
                         selector.register(worker, selectors.EVENT_READ, step_id)
@@ -178,9 +181,10 @@ class Scheduler:
                 return
             answer = {"error": "its result was damaged in the store as soon as it was written"}
         elif status == "busy":
+            # Another build got there first.
             worker.log.unlink(missing_ok=True)
             self._listener(Waiting(step))
-            heapq.heappush(self._later, (time.monotonic() + BUSY_RETRY, step.id))
+            self._look_again_at(step.id)
             return
         elif status == "damaged" and self._repeat_producer(step, answer["sha256"]):
             worker.log.unlink(missing_ok=True)
@@ -209,8 +213,15 @@ class Scheduler:
                 return True
         return False
 
+    def _is_running(self, key: str | None) -> bool:
+        """Whether another step of this build, with the same key, is at work: two dialects may need the same graph."""
+        return any(self._known[step_id].key == key for step_id in self._running)
+
+    def _look_again_at(self, step_id: str) -> None:
+        heapq.heappush(self._later, (time.monotonic() + BUSY_RETRY, step_id))
+
     def _wake(self) -> None:
-        """Look again at the keys that other builds were working on."""
+        """Look again at the keys that someone else was working on."""
         now = time.monotonic()
         while self._later and self._later[0][0] <= now:
             step_id = heapq.heappop(self._later)[1]
@@ -223,5 +234,13 @@ class Scheduler:
                 opened: deque[str] = deque()
                 self._settle(step, Outcome("hit", done, why=resolution), opened)
                 self._resolve(opened)
+            elif self._is_locked(resolution.key):
+                self._look_again_at(step_id)
             else:
                 heapq.heappush(self._ready, (_ORDER[step.kind], self._index[step_id], step_id))
+
+    def _is_locked(self, key: str) -> bool:
+        lock = self._store.lock(key)
+        free = lock.acquire()
+        lock.release()
+        return not free

@@ -70,8 +70,10 @@ def _answer(store: Store, request: Mapping[str, Any]) -> dict[str, Any]:
     except DamagedBlobError as damage:
         store.blobs.set_aside(damage.blob.sha256)
         return {"status": "damaged", "sha256": damage.blob.sha256}
-    except (TrtrecipeError, OSError) as error:
-        return _failure(error if isinstance(error, TrtrecipeError) else explain_oserror(error, store.root, "store"))
+    except TrtrecipeError as error:
+        return _failure(error)
+    except OSError as error:
+        return _failure(_explain(error, store.root))
     except Exception as error:
         traceback.print_exc()
         return {
@@ -81,6 +83,14 @@ def _answer(store: Store, request: Mapping[str, Any]) -> dict[str, Any]:
         }
     finally:
         lock.release()
+
+
+def _explain(error: OSError, store: Path) -> TrtrecipeError:
+    """A step works inside the store's folder: what fails there is the store's, anything else is named."""
+    name = error.filename
+    if name is None or Path(os.fsdecode(name)).is_relative_to(store):
+        return explain_oserror(error, store, "store")
+    return StepError(f"{os.fsdecode(name)}: {error.strerror}")
 
 
 def _failure(error: TrtrecipeError) -> dict[str, Any]:
