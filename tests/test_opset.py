@@ -1,0 +1,131 @@
+"""Older operator sets: what is the same is kept, what is not is named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import ModelProto, parser
+
+from trtrecipe.errors import StepError
+from trtrecipe.graphs.opset import to_opset
+
+X = np.random.default_rng(3).standard_normal((1, 4, 6, 6)).astype(np.float32)
+
+
+def build(version: int, body: str, constants: str = "", output: str = "float[A,B,C,D] y") -> ModelProto:
+    """x float32 [1,4,6,6] → `body`, at opset `version`."""
+    return parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : {version}]> g (float[1,4,6,6] x) => ({output}) {constants} {{ {body} }}'
+    )
+
+
+def run(model: ModelProto) -> list[Any]:
+    onnx.checker.check_model(model, full_check=True)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return list(session.run(None, {"x": X}))
+
+
+@pytest.mark.parametrize(
+    ("version", "body", "constants"),
+    [
+        (17, "a = Relu(x) y = Add(a, x)", ""),
+        (18, "y = ReduceMean<keepdims = 1>(x, axes)", "<int64[2] axes = {2, 3}>"),
+        (18, "y = ReduceMax(x)", ""),
+        (18, "a, b = Split<axis = 1, num_outputs = 2>(x) y = Sub(b, a)", ""),
+        (14, "y = Reshape<allowzero = 0>(x, to)", "<int64[4] to = {0, 2, 2, -1}>"),
+        (19, "y = AveragePool<kernel_shape = [2, 2], dilations = [1, 1]>(x)", ""),
+        (19, "y = AveragePool<kernel_shape = [2, 2]>(x)", ""),
+        (19, "a = Cast<to = 6, saturate = 1>(x) y = Cast<to = 1>(a)", ""),
+        (19, 'y = Resize<mode = "nearest", antialias = 0>(x, , scales)', "<float[4] scales = {1.0, 1.0, 2.0, 2.0}>"),
+        (18, "y = Pad(x, pads)", "<int64[8] pads = {0, 0, 1, 1, 0, 0, 1, 1}>"),
+        (17, "s = Shape<start = 0>(x) y = Reshape(x, s)", ""),
+        (15, "y = BatchNormalization(x, v, v, v, v)", "<float[4] v = {1.0, 2.0, 3.0, 4.0}>"),
+        (21, "a = Transpose<perm = [0, 2, 3, 1]>(x) f = Flatten(a) y = Reshape(f, to)", "<int64[4] to = {1, 4, 6, 6}>"),
+    ],
+)
+def test_the_same_graph_one_opset_lower(version: int, body: str, constants: str) -> None:
+    model = build(version, body, constants)
+    lowered = to_opset(model, 13)
+    assert [(entry.domain, entry.version) for entry in lowered.opset_import] == [("", 13)]
+    assert lowered.ir_version == 7
+    for before, after in zip(run(model), run(lowered), strict=True):
+        np.testing.assert_allclose(before, after, rtol=1e-5, atol=1e-6)  # ONNX Runtime has a kernel per opset
+    assert [node.output[0] for node in lowered.graph.node] == [node.output[0] for node in model.graph.node]
+
+
+@pytest.mark.parametrize(
+    ("version", "target", "body", "constants", "reason"),
+    [
+        (17, 13, "y = LayerNormalization(x, s)", "<float[6] s = {1,1,1,1,1,1}>", "operator came with opset 17"),
+        (18, 17, 'y = Resize<mode = "linear", antialias = 1>(x, , z)', "<float[4] z = {1,1,1,1}>", "antialias 1 came"),
+        (17, 13, "s = Shape<start = 1>(x) y = Expand(x, s)", "", "start 1 came after opset 13"),
+        (19, 18, 'y = Pad<mode = "wrap">(x, p)', "<int64[8] p = {0,0,1,1,0,0,1,1}>", "mode wrap came with opset 19"),
+        (18, 13, "y = Pad(x, p, v, a)", "<int64[2] p = {1,1}, float v = {0}, int64[1] a = {3}>", "it has 4 inputs"),
+        (19, 13, "y = AveragePool<kernel_shape = [2, 2], dilations = [2, 2]>(x)", "", r"dilations \[2, 2\] came after"),
+        (18, 13, "a, b, c = Split<axis = 2, num_outputs = 3>(x) y = Concat<axis = 1>(a, b, c)", "", None),
+        (
+            18,
+            13,
+            "a, b, c, d = Split<axis = 3, num_outputs = 4>(x) y = Neg(a)",
+            "",
+            "num_outputs 4 came after opset 13",
+        ),
+        (14, 13, "y = Reshape<allowzero = 1>(x, t)", "<int64[4] t = {1,2,2,36}>", "allowzero 1 came after opset 13"),
+    ],
+)
+def test_what_an_older_opset_lacks(version: int, target: int, body: str, constants: str, reason: str | None) -> None:
+    model = build(version, body, constants)
+    if reason is None:
+        np.testing.assert_array_equal(run(model)[0], run(to_opset(model, target))[0])
+        return
+    with pytest.raises(StepError, match=reason) as caught:
+        to_opset(model, target)
+    assert f"opset {version}, this target takes {target} at most" in caught.value.message
+    assert "model.opset" in (caught.value.hint or "")
+
+
+def test_a_default_that_means_something_new() -> None:
+    """Before opset 16 RoiAlign took pixels to start at half: its default then and now differ in meaning."""
+    body = (
+        "y = RoiAlign{}(x, rois, which)",
+        "<float[1,4] rois = {0,0,4,4}, int64[1] which = {0}>",
+    )
+    with pytest.raises(StepError, match="coordinate_transformation_mode half_pixel came after opset 13"):
+        to_opset(build(16, body[0].format(""), body[1]), 13)
+    former = build(16, body[0].format('<coordinate_transformation_mode = "output_half_pixel">'), body[1])
+    np.testing.assert_array_equal(run(former)[0], run(to_opset(former, 13))[0])
+
+
+def test_types_that_came_later() -> None:
+    model = build(16, "a = Cast<to = 16>(x) b = Where(c, a, a) y = Cast<to = 1>(b)", "<bool c = {1}>")
+    with pytest.raises(StepError, match="Where b: opset 13 does not take bfloat16 for X"):
+        to_opset(model, 13)
+
+
+def test_every_node_in_the_way_is_listed_up_to_a_limit() -> None:
+    body = "".join(f"t{i + 1} = HardSwish(t{i}) " for i in range(20)).replace("t0", "x").replace("t20 ", "y ")
+    with pytest.raises(StepError) as caught:
+        to_opset(build(14, body), 13)
+    assert caught.value.message.count("HardSwish") == 8
+    assert caught.value.message.endswith("and 12 more")
+
+
+def test_bodies_are_written_in_the_older_opset_too() -> None:
+    text = (
+        '<ir_version: 8, opset_import: ["" : 18]> g (float[1,4,6,6] x, bool c) => (float[A,B,C,D] y) '
+        "<int64[1] axes = {{1}}> {{ y = If(c) <then_branch = t () => (float[A,B,C,D] a) {{ a = ReduceMean(x, axes) }}, "
+        "else_branch = e () => (float[A,B,C,D] b) {{ b = {}(x) }}> }}"
+    )
+    lowered = to_opset(parser.parse_model(text.format("Neg")), 13)
+    onnx.checker.check_model(lowered, full_check=True)
+    with pytest.raises(StepError, match="Mish b: the operator came with opset 18"):
+        to_opset(parser.parse_model(text.format("Mish")), 13)
+
+
+def test_a_graph_that_is_low_enough_is_left_alone() -> None:
+    model = build(13, "y = Relu(x)")
+    assert to_opset(model, 17) is model
