@@ -85,9 +85,14 @@ def fields(loc: Iterable[Any]) -> dict[str, Any]:
     for item in loc:
         kind = _child(kind, item)
     kind = _bare(kind)
-    if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+    if not _is_model(kind):
         return {}
     return {field.alias or name: field for name, field in kind.model_fields.items()}
+
+
+def _is_model(kind: Any) -> bool:
+    # Python 3.10 calls dict[str, int] a type, too.
+    return get_origin(kind) is None and isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _bare(kind: Any) -> Any:
@@ -105,7 +110,7 @@ def _child(kind: Any, item: Any) -> Any:
         return next((member for member in get_args(kind) if Tag(item) in get_args(member)[1:]), None)
     if get_origin(kind) in (list, dict):
         return get_args(kind)[-1]
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
+    if _is_model(kind):
         return next((f.annotation for name, f in kind.model_fields.items() if (f.alias or name) == item), None)
     return None
 

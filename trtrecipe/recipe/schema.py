@@ -22,9 +22,11 @@ def text() -> str:
 
 
 def _tidy(value: Any) -> Any:
-    """Without the titles that pydantic makes from names, and with names that must match a pattern made to do so."""
+    """Without the titles that pydantic makes from names; names that must match a pattern do; 1.0 is written 1."""
     if isinstance(value, dict):
         if "patternProperties" in value and "additionalProperties" not in value:
             value = value | {"additionalProperties": False}
         return {key: _tidy(item) for key, item in value.items() if not (key == "title" and isinstance(item, str))}
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:  # as later releases of pydantic do
+        return int(value)
     return [_tidy(item) for item in value] if isinstance(value, list) else value
