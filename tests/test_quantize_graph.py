@@ -228,10 +228,19 @@ def test_quantized_model_is_refused() -> None:
 
 
 def test_old_opset_is_refused() -> None:
-    assert "opset 12" in refused(
-        make([helper.make_node("MatMul", ["x", "w"], ["y"])], [("x", [1, 4])], [("y", [1, 4])], [array("w", 4, 4)], 12),
-        {"x": 1.0},
-    ).message
+    assert (
+        "opset 12"
+        in refused(
+            make(
+                [helper.make_node("MatMul", ["x", "w"], ["y"])],
+                [("x", [1, 4])],
+                [("y", [1, 4])],
+                [array("w", 4, 4)],
+                12,
+            ),
+            {"x": 1.0},
+        ).message
+    )
 
 
 def test_nothing_to_quantize_is_refused_saying_what_is_there() -> None:

@@ -65,10 +65,10 @@ def check(interface: Interface, preprocess: Mapping[str, Operations]) -> None:
 
 def apply(raw: Array, spec: TensorSpec, operations: Operations) -> Array:
     """`raw` samples → the model input's dtype. Values must fit that dtype: `batches.load` has seen to it."""
-    if not operations:
-        return raw.astype(spec.dtype)
-    values: Array = raw.astype(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):  # an infinity is reported with its sample by the caller
+        if not operations:
+            return raw.astype(spec.dtype)
+        values: Array = raw.astype(np.float32)
         for operation in operations:
             if "scale" in operation:
                 values = values * np.float32(operation["scale"])
