@@ -117,7 +117,8 @@ def _print(built: Built, recipe: RecipeResult) -> None:
     for target in recipe.targets:
         name = target.plan.target.id
         for gate in target.gates:
-            if gate.status != "met":
+            # A target that failed has said why; its gates were never reached.
+            if gate.status != "met" and target.status != "failed":
                 typer.echo(f"{name}: gate {gate.status}: {gate}")
         for note in target.notes:
             typer.echo(f"{name}: {note}")

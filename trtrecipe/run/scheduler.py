@@ -21,6 +21,8 @@ from trtrecipe.store.store import Store
 
 BUSY_RETRY = 0.1  # seconds until a key that someone else works on is looked at again
 _ORDER = {kind: number for number, kind in enumerate(STEPS)}
+# A latency taken while other steps use the machine is no latency. They come last in the order, so nothing waits.
+_ALONE = {"benchmark"}
 
 
 class Scheduler:
@@ -63,7 +65,7 @@ class Scheduler:
             self._store.stat.flush()
             while self._ready or self._running or self._later:
                 self._wake()
-                while self._ready and len(self._running) < self._jobs:
+                while self._may_start():
                     step_id = heapq.heappop(self._ready)[2]
                     if self._is_running(self._known[step_id].key):
                         self._look_again_at(step_id)
@@ -212,6 +214,13 @@ class Scheduler:
                     self._resolve(deque([source.step]))
                 return True
         return False
+
+    def _may_start(self) -> bool:
+        """Whether the first of the ready steps may start now."""
+        if not self._ready or len(self._running) >= self._jobs:
+            return False
+        kinds = {self._graph.steps[step_id].kind for step_id in (*self._running, self._ready[0][2])}
+        return not self._running or not kinds & _ALONE
 
     def _is_running(self, key: str | None) -> bool:
         """Whether another step of this build, with the same key, is at work: two dialects may need the same graph."""
