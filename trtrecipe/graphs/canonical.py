@@ -222,7 +222,7 @@ class _Renamer:
         self._graph = model.graph
         self._opset = opset(model)
         interface = {value.name for value in (*model.graph.input, *model.graph.output)}
-        self._layers = LayerNames(node.name for node in all_nodes(model.graph))
+        self._layers = LayerNames(node.name for node in model.graph.node)
         self._nodes = Unique()
         self._tensors = Unique(interface)
         self._fixed = {name: name for name in interface}
@@ -230,16 +230,20 @@ class _Renamer:
     def run(self) -> None:
         """Rename in place."""
         self._graph.name = GRAPH_NAME
-        self._rename(self._graph, dict(self._fixed))
+        self._rename(self._graph, dict(self._fixed), None)
 
-    def _rename(self, graph: GraphProto, names: dict[str, str]) -> None:
-        """`names`: present → new, of what the graph can see; extended with its own."""
+    def _rename(self, graph: GraphProto, names: dict[str, str], owner: str | None) -> None:
+        """`names`: present → new, of what the graph can see; extended with its own.
+
+        In a body, `owner` says whose: names there vary between two runs of tf2onnx and are no layers', so they are made
+        from the owner and the operator.
+        """
         readers = consumers(graph)
         constants = {tensor.name: tensor for tensor in graph.initializer}
         anchors: dict[str, str] = {}  # tensor → the nearest node before it whose name means something
         for node in graph.node:
             wanted, anchor = self._node_name(node, constants, readers, anchors, names)
-            node.name = self._nodes.claim(wanted)
+            node.name = self._nodes.claim(f"{owner}/{node.op_type}" if owner else wanted)
             for position, name in enumerate(node.input):
                 if name in constants and name not in names:
                     names[name] = self._tensors.claim(f"{node.name}/{_formal(node, position, self._opset)}")
@@ -268,7 +272,7 @@ class _Renamer:
         for tensor in graph.initializer:  # one that no node reads is an output of the body
             if tensor.name in {value.name for value in graph.output} and tensor.name not in consumers(graph):
                 names[tensor.name] = self._tensors.claim(f"{owner}/constant")
-        self._rename(graph, names)
+        self._rename(graph, names, owner)
 
     def _node_name(
         self,

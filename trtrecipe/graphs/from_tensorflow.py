@@ -22,7 +22,7 @@ from onnx import ModelProto
 from trtrecipe.errors import StepError
 from trtrecipe.graphs import sound
 from trtrecipe.graphs.interface import TensorSpec
-from trtrecipe.graphs.names import rename_interface
+from trtrecipe.graphs.names import cleaned, rename_interface
 from trtrecipe.graphs.shapes import OPEN, Shape
 from trtrecipe.graphs.sound import listed
 
@@ -30,6 +30,7 @@ DEFAULT_SIGNATURE = "serving_default"
 OPSETS = (13, 16, 17, 18)
 """Tried in turn when the recipe asks for none: the oldest devices take 13, some operators need more."""
 
+_END = "trtrecipe_output_"
 _HDF5 = b"\x89HDF"
 
 
@@ -68,13 +69,24 @@ def freeze(folder: Path, signature: str | None) -> Frozen:
     chosen = _signature(tf, folder, signature or DEFAULT_SIGNATURE)
     inputs = {name: _tensor(name, info, "input") for name, info in sorted(chosen.inputs.items())}
     outputs = {name: _tensor(name, info, "output") for name, info in sorted(chosen.outputs.items())}
+    if both := sorted(inputs.keys() & outputs.keys()):
+        raise StepError(
+            f"the signature calls an input and an output {both[0]}; in ONNX names are unique",
+            hint="export it with another name for the output",
+        )
     v1 = tf.compat.v1
-    operations = sorted({tensor.partition(":")[0] for tensor in outputs.values()})
-    with _explained("TensorFlow cannot load the model"), v1.Session(graph=tf.Graph()) as session:
+    # A function call is inlined only where something behind it is asked for: hence an Identity per output.
+    ends = {name: f"{_END}{index}" for index, name in enumerate(outputs)}
+    hint = "export the model again; a file under its folder may be damaged or missing"
+    with _explained("TensorFlow cannot load the model", hint, folder), v1.Session(graph=tf.Graph()) as session:
         v1.saved_model.loader.load(session, ["serve"], str(folder))
-        definition = v1.graph_util.convert_variables_to_constants(session, session.graph.as_graph_def(), operations)
+        for name, tensor in outputs.items():
+            tf.identity(session.graph.get_tensor_by_name(tensor), name=ends[name])
+        definition = session.graph.as_graph_def()
+        constant = v1.graph_util.convert_variables_to_constants(session, definition, list(ends.values()))
+        frozen = _inlined(constant, list(ends.values()))
     specs = tuple(_spec(tf, name, chosen.inputs[name]) for name in inputs)
-    return Frozen(definition, specs, inputs, outputs)
+    return Frozen(frozen, specs, inputs, {name: f"{end}:0" for name, end in ends.items()})
 
 
 def from_keras(path: Path, folder: Path) -> Path:
@@ -94,7 +106,10 @@ def from_keras(path: Path, folder: Path) -> Path:
 
     named = folder / "model.keras"  # Keras goes by the suffix
     shutil.copyfile(path, named)
-    with _explained("Keras cannot load the model"):
+    hint = (
+        "Keras files are loaded in safe mode; a model that needs code of its own goes as a SavedModel: model.export()"
+    )
+    with _explained("Keras cannot load the model", hint, folder):
         model = keras.saving.load_model(named, compile=False, safe_mode=True)
     if not getattr(model, "inputs", None):
         raise StepError(
@@ -103,11 +118,11 @@ def from_keras(path: Path, folder: Path) -> Path:
         )
     signature = [tf.TensorSpec(tensor.shape, tensor.dtype, tensor.name) for tensor in model.inputs]
     names = _keras_outputs(model)
+    structure = getattr(model, "_inputs_struct", None)  # a functional model's: a tensor, list or dictionary
 
     def serve(*arguments: Any) -> dict[str, Any]:
-        # The list of inputs is the form that every functional and sequential model takes.
-        result = model(list(arguments) if len(arguments) > 1 else arguments[0], training=False)
-        return dict(zip(names, keras.tree.flatten(result), strict=True))
+        given = arguments[0] if structure is None else keras.tree.pack_sequence_as(structure, list(arguments))
+        return dict(zip(names, keras.tree.flatten(model(given, training=False)), strict=True))
 
     with _explained("Keras cannot export the model"):
         archive = keras.export.ExportArchive()
@@ -122,10 +137,8 @@ def _keras_outputs(model: Any) -> list[str]:
     structure = getattr(model, "_outputs_struct", None)
     if isinstance(structure, dict):
         return sorted(structure)  # the order in which Keras flattens it
-    names = [str(name) for name in getattr(model, "output_names", None) or []]
-    if len(names) == len(model.outputs) and len(set(names)) == len(names):
-        return names
-    return [f"output_{index}" for index in range(len(model.outputs))]
+    names = [tensor._keras_history.operation.name for tensor in model.outputs]
+    return names if len(set(names)) == len(names) else [f"output_{index}" for index in range(len(names))]
 
 
 def to_onnx(frozen: Frozen, shapes: Mapping[str, Shape], opset: int | None) -> tuple[ModelProto, tuple[str, ...]]:
@@ -142,12 +155,23 @@ def to_onnx(frozen: Frozen, shapes: Mapping[str, Shape], opset: int | None) -> t
         left = sound.foreign(model)
         if not left:
             rename_interface(model, {tensor: name for name, tensor in frozen.tensors.items()}, frozen.outputs)
-            notes = (f"exported at opset {version}; below it has no form for: {', '.join(first[:3])}",) if first else ()
-            return model, notes
+            return model, _opset_notes(version, first)
     raise StepError(
-        "tf2onnx has no conversion for these operators:\n" + listed(left),
+        "tf2onnx has no conversion for these operators:\n" + listed([_readable(entry) for entry in left]),
         hint="replace them in the TensorFlow model by operators that ONNX has",
     )
+
+
+def _opset_notes(version: int, missing: list[str]) -> tuple[str, ...]:
+    if not missing:
+        return ()
+    operators = ", ".join(dict.fromkeys(entry.partition(" ")[0] for entry in missing))
+    return (f"exported at opset {version}: lower ones have no form for {operators}",)
+
+
+def _readable(entry: str) -> str:
+    operator, _, name = entry.partition(" ")
+    return f"{operator} {cleaned(name)}"
 
 
 def _tensorflow() -> Any:
@@ -170,21 +194,24 @@ def _tensorflow() -> Any:
 
 
 @contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Turn whatever TensorFlow, Keras or tf2onnx raise about a model into a StepError with their own last words."""
+def _explained(what: str, hint: str | None = None, folder: Path | None = None) -> Iterator[None]:
+    """Turn whatever TensorFlow, Keras or tf2onnx raise about a model into a StepError with their own last words.
+
+    Paths in `folder`, which is ours and temporary, are shown relative to it.
+    """
     try:
         yield
     except StepError:
         raise
     except Exception as error:  # they share no base class, and any may come out of a damaged or unusual model
-        words = " ".join(str(error).split())
-        raise StepError(f"{what}: {type(error).__name__}: {words[:600]}") from error
+        words = " ".join(str(error).replace(f"{folder}/", "").split())
+        raise StepError(f"{what}: {type(error).__name__}: {words[:400]}", hint=hint) from error
 
 
 def _signature(tf: Any, folder: Path, name: str) -> Any:
     from tensorflow.core.protobuf import saved_model_pb2
 
-    with _explained("saved_model.pb cannot be read, it is damaged or cut short"):
+    with _explained("saved_model.pb cannot be read, it is damaged or cut short", "export the model again"):
         saved = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
     graphs = [graph for graph in saved.meta_graphs if "serve" in graph.meta_info_def.tags]
     if not graphs:
@@ -200,8 +227,35 @@ def _signature(tf: Any, folder: Path, name: str) -> Any:
             hint=f"set model.signature to one that exists: {known}" if known else "save the model with a signature",
         )
     if not signatures[name].outputs:
-        raise StepError(f"signature {name} has no outputs", hint=f"its model.signature must be another: {signatures}")
+        raise StepError(f"signature {name} has no outputs", hint="set model.signature to one that has")
     return signatures[name]
+
+
+def _inlined(definition: Any, outputs: list[str]) -> Any:
+    """The graph, ending in the nodes `outputs`, with function calls replaced by the functions' bodies.
+
+    tf2onnx converts no calls. Loops and conditions stay functions, since it has forms for these, but none for the
+    jumps that they would be lowered to.
+    """
+    from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, rewriter_config_pb2
+    from tensorflow.python.grappler import tf_optimizer
+
+    meta_graph = meta_graph_pb2.MetaGraphDef()
+    meta_graph.graph_def.CopyFrom(definition)
+    functions = meta_graph.graph_def.library.function
+    for nodes in (meta_graph.graph_def.node, *(function.node_def for function in functions)):
+        for node in nodes:
+            if "_lower_using_switch_merge" in node.attr:
+                node.attr["_lower_using_switch_merge"].b = False
+    for function in functions:
+        function.attr.pop("api_implements", None)  # else a variant for another device may be chosen
+    meta_graph.collection_def["train_op"].node_list.value.extend(outputs)
+    config = config_pb2.ConfigProto()
+    rewrite = config.graph_options.rewrite_options
+    rewrite.min_graph_nodes = -1
+    rewrite.function_optimization = rewriter_config_pb2.RewriterConfig.AGGRESSIVE
+    rewrite.optimizers.append("function")
+    return tf_optimizer.OptimizeGraph(config, meta_graph)
 
 
 def _tensor(name: str, info: Any, role: str) -> str:
@@ -244,7 +298,7 @@ def _convert(definition: Any, frozen: Frozen, opset: int) -> ModelProto:
         model, _ = tf2onnx.convert.from_graph_def(
             definition,
             input_names=list(frozen.tensors.values()),
-            output_names=list(dict.fromkeys(frozen.outputs.values())),
+            output_names=list(frozen.outputs.values()),
             opset=opset,
         )
     converted: ModelProto = model

@@ -1,0 +1,397 @@
+"""export: every source ends as one canonical graph, or in one message that says what to change."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import ModelProto, numpy_helper, parser
+
+from trtrecipe.errors import StepError
+from trtrecipe.graphs.from_tensorflow import unpack
+from trtrecipe.graphs.interface import interface
+from trtrecipe.steps import export, fetch
+
+DIGITS = Path(__file__).parent.parent / "recipes" / "digits"
+HEAD = '<ir_version: 8, opset_import: ["" : 13]> '
+OPEN = HEAD + "g (float[N,3,H] x, float[N] m) => (float[N,3,H] y, float[N] z) { y = Relu(x) z = Neg(m) }"
+
+
+def _export(model: ModelProto | bytes, folder: Path, **params: Any) -> tuple[ModelProto, list[str]]:
+    (folder / "model").write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
+    measured = export.run(export.Params(format="onnx", **params), {"model": folder / "model"}, folder)
+    return onnx.load(folder / "model.onnx"), list(measured.get("notes", []))
+
+
+def _refused(model: ModelProto | bytes | str, folder: Path, match: str, **params: Any) -> str:
+    """The hint of the StepError that is raised; nothing is left behind."""
+    source = parser.parse_model(model) if isinstance(model, str) else model
+    with pytest.raises(StepError, match=match) as caught:
+        _export(source, folder, **params)
+    assert not (folder / "model.onnx").exists()
+    return caught.value.hint or ""
+
+
+# --- ONNX files
+
+
+def test_names_and_axes_of_a_model_that_has_them(tmp_path: Path) -> None:
+    model, notes = _export(
+        parser.parse_model(OPEN), tmp_path, dims=["N"], inputs={"x": {"shape": ["N", 3, 8], "dtype": "float32"}}
+    )
+    assert [str(spec) for spec in interface(model).inputs] == ["x: float32 [N, 3, 8]", "m: float32 [N]"]
+    assert [str(spec) for spec in interface(model).outputs] == ["y: float32 [N, 3, 8]", "z: float32 [N]"]
+    assert notes == []
+    assert (tmp_path / "model.onnx").read_bytes() == model.SerializeToString(deterministic=True)
+
+
+def test_a_dimension_renamed_for_one_input_is_renamed_for_all(tmp_path: Path) -> None:
+    model, _ = _export(parser.parse_model(OPEN), tmp_path, dims=["batch"], inputs={"x": {"shape": ["batch", 3, 8]}})
+    assert [spec.shape for spec in interface(model).inputs] == [("batch", 3, 8), ("batch",)]
+    assert [spec.shape for spec in interface(model).outputs] == [("batch", 3, 8), ("batch",)]
+
+
+def test_an_open_leading_axis_becomes_one_and_is_reported(tmp_path: Path) -> None:
+    model, notes = _export(parser.parse_model(OPEN), tmp_path, inputs={"x": {"shape": [4, 3, 8]}})
+    assert [spec.shape for spec in interface(model).inputs] == [(4, 3, 8), (4,)] and notes == []
+    model, notes = _export(parser.parse_model(OPEN.replace("N,3,H", "N,3,8")), tmp_path)
+    assert [spec.shape for spec in interface(model).inputs] == [(1, 3, 8), (1,)]
+    assert notes[0].startswith("axis 0 of input x is open") and "fixed at 1" in notes[0]
+    assert len(notes) == 1  # m has the same dimension
+
+
+@pytest.mark.parametrize(
+    ("match", "hint", "params"),
+    [
+        (r"axis 2 of input x is open \(the model calls it H\)", "model.inputs.x.shape: [<axis 0>, 3, <axis 2>]", {}),
+        ("the model has no input image", "x: float32 [N, 3, H]; m: float32 [N]", {"inputs": {"image": {}}}),
+        (
+            "input x of the model is float32, the recipe says uint8",
+            "dtype: float32",
+            {"inputs": {"x": {"dtype": "uint8"}}},
+        ),
+        ("shape has 2 axes, the model's input has 3", "", {"inputs": {"x": {"shape": [1, 3]}}}),
+        ("axis 1 of input x is fixed at 3 by the model, .*says 4", "write 3", {"inputs": {"x": {"shape": [1, 4, 8]}}}),
+        (
+            "axis 1 of input x is fixed at 3 .*says c",
+            "write 3",
+            {"inputs": {"x": {"shape": [1, "c", 8]}}, "dims": ["c"]},
+        ),
+        ("names the dimension b, which has no range", "model.dims.b", {"inputs": {"x": {"shape": ["b", 3, 8]}}}),
+        ("model.dims names T, but no axis", "m: float32 [N]", {"inputs": {"x": {"shape": [1, 3, 8]}}, "dims": ["T"]}),
+        (
+            "calls several axes N, so they are equal, but the recipe makes one 2 and another 3",
+            "the same",
+            {"inputs": {"x": {"shape": [2, 3, 8]}, "m": {"shape": [3]}}},
+        ),
+    ],
+)
+def test_what_does_not_fit_the_recipe(match: str, hint: str, params: dict[str, Any], tmp_path: Path) -> None:
+    assert hint in _refused(OPEN, tmp_path, match, **params)
+
+
+def test_sizes_that_contradict_the_graph(tmp_path: Path) -> None:
+    text = HEAD + "g (float[N,A] x) => (float[N,2] y) <float[3,2] w = {1,2,3,4,5,6}> { y = MatMul(x, w) }"
+    _refused(text, tmp_path, "contradict each other", inputs={"x": {"shape": [1, 4]}})
+    model, _ = _export(parser.parse_model(text), tmp_path, inputs={"x": {"shape": [1, 3]}})
+    assert interface(model).outputs[0].shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ('<ir_version: 8, opset_import: ["" : 13, "com.acme" : 1]> g (float[2] x) => (float[2] y) '
+         "{ y = com.acme.Fancy(x) }", r"com\.acme\.Fancy y"),
+        (HEAD + "g (float[2] x) => (float[2] y) { y = Gelu(x) }", "Gelu y"),
+        (HEAD + "g (float[2] x) => (float[2] y) <float s = {0.1}, int8 z = {0}> "
+         "{ q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z) }", "quantized already"),
+        (HEAD + "g (float[2] x) => (float[2] y) <float r = {0.5}, bool t = {1}> { y = Dropout(x, r, t) }",
+         "training mode"),
+        (HEAD + "g (float[2] x) => (float[2] y) <float r = {0.5}> "
+         "{ t = Constant<value = bool {1}>() y = Dropout(x, r, t) }", "training mode"),
+        (HEAD + "g () => (float[2] y) <float[2] k = {1, 2}> { y = Relu(k) }", "has no inputs"),
+        (HEAD + "g (float[2] x) => (float[3] y) { y = Relu(x) }", "not valid ONNX"),
+        (HEAD + "g (float[2] x) => (float[2] y) { y = Relu(nowhere) }", "not valid ONNX"),
+    ],
+)  # fmt: skip
+def test_models_that_are_not_what_we_work_with(text: str, match: str, tmp_path: Path) -> None:
+    assert _refused(text, tmp_path, match)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "Git LFS pointer"),
+        (b"", "holds no ONNX graph"),
+        (b"\x00\x01 not a protobuf at all", "no ONNX model, or it is cut short"),
+        (parser.parse_model(OPEN).SerializeToString()[:-9], "no ONNX model, or it is cut short|not valid ONNX"),
+    ],
+)
+def test_files_that_hold_no_model(content: bytes, match: str, tmp_path: Path) -> None:
+    assert _refused(content, tmp_path, match)
+
+
+def test_every_way_to_cut_a_model_short_is_a_message(tmp_path: Path) -> None:
+    whole = parser.parse_model(OPEN).SerializeToString()
+    for length in range(len(whole)):
+        with pytest.raises(StepError):
+            _export(whole[:length], tmp_path)
+
+
+def test_weights_in_other_files_are_refused(tmp_path: Path) -> None:
+    model = parser.parse_model(HEAD + "g (float[2] x) => (float[2] y) { y = Add(x, w) }")
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(2, np.float32), "w"))
+    onnx.external_data_helper.set_external_data(model.graph.initializer[0], "../../etc/weights.bin")
+    model.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
+    assert "onnx.save" in _refused(model, tmp_path, "keeps weights in other files")
+
+
+def test_older_models_are_raised_to_13(tmp_path: Path) -> None:
+    model = parser.parse_model(
+        '<ir_version: 4, opset_import: ["" : 9]> g (float[1,3] x) => (float[3] y) { y = Squeeze<axes = [0]>(x) }'
+    )
+    result, _ = _export(model, tmp_path)
+    assert result.opset_import[0].version == 13
+    assert len(result.graph.node[0].input) == 2  # axes are an input by then
+    assert [_export(model, tmp_path, opset=15)[0].opset_import[0].version] == [15]
+
+
+def test_an_asked_opset_below_the_models(tmp_path: Path) -> None:
+    model = parser.parse_model(HEAD.replace("13", "18") + "g (float[1,3] x) => (float[1,3] y) { y = Relu(x) }")
+    assert _export(model, tmp_path)[0].opset_import[0].version == 18
+    assert _export(model, tmp_path, opset=13)[0].opset_import[0].version == 13
+
+
+def test_functions_of_a_model_are_inlined(tmp_path: Path) -> None:
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 13, "local" : 1]> g (float[2] x) => (float[2] y) { y = local.twice(x) }'
+        '<domain: "local", opset_import: ["" : 13]> twice (a) => (b) { b = Add(a, a) }'
+    )
+    result, _ = _export(model, tmp_path)
+    assert [node.op_type for node in result.graph.node] == ["Add"]
+
+
+def test_weights_listed_among_the_inputs_are_no_inputs(tmp_path: Path) -> None:
+    model = parser.parse_model(HEAD + "g (float[2] x, float[2] w) => (float[2] y) { y = Add(x, w) }")
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(2, np.float32), "w"))
+    result, _ = _export(model, tmp_path)
+    assert [value.name for value in result.graph.input] == ["x"]
+
+
+# --- TensorFlow; one process imports it once
+
+
+def _saved_model(folder: Path, function: Any, *specs: Any, **signatures: Any) -> Path:
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.serve = tf.function(function, input_signature=specs)
+    module.scale = tf.Variable([2.0], name="scale")
+    tf.saved_model.save(module, str(folder), signatures={"serving_default": module.serve, **signatures})
+    return folder
+
+
+def _from_tensorflow(
+    source: Path, out: Path, format: str = "saved_model", **params: Any
+) -> tuple[ModelProto, list[str]]:
+    out.mkdir()
+    fetch.run(fetch.Params(format=format), {"source": source}, out)
+    measured = export.run(export.Params(format=format, **params), {"model": out / "model"}, out)
+    return onnx.load(out / "model.onnx"), list(measured.get("notes", []))
+
+
+def _run(model: ModelProto, feeds: dict[str, Any]) -> dict[str, Any]:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return dict(zip([value.name for value in session.get_outputs()], session.run(None, feeds), strict=True))
+
+
+def test_the_digits_model_is_the_same_bytes_everywhere(tmp_path: Path) -> None:
+    """Two processes, two folders, two hash seeds."""
+    program = (
+        "import sys, pathlib; from trtrecipe.steps import fetch, export; source, out = map(pathlib.Path, sys.argv[1:]);"
+        "fetch.run(fetch.Params('saved_model'), {'source': source}, out);"
+        "export.run(export.Params('saved_model', inputs={'image': {'shape': ['batch', 8, 8, 1]}}, dims=['batch']),"
+        "{'model': out / 'model'}, out)"
+    )
+    results = []
+    for seed in ("0", "1"):
+        source, out = tmp_path / f"source{seed}", tmp_path / f"a/longer/path/{seed}"
+        shutil.copytree(DIGITS / "model", source)
+        out.mkdir(parents=True)
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        done = subprocess.run(
+            [sys.executable, "-c", program, source, out], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        results.append((out / "model.onnx").read_bytes())
+    assert results[0] == results[1]
+
+    model = onnx.ModelProto.FromString(results[0])
+    assert [str(spec) for spec in interface(model).inputs] == ["image: float32 [batch, 8, 8, 1]"]
+    assert [str(spec) for spec in interface(model).outputs] == ["logits: float32 [batch, 10]"]
+    assert {"stem/convolution", "depthwise/depthwise", "residual/Add", "logits/MatMul"} <= {
+        n.name for n in model.graph.node
+    }
+    with np.load(DIGITS / "data.npz") as data:
+        logits = _run(model, {"image": data["x_test"].astype(np.float32) * 0.0625})["logits"]
+        assert (logits.argmax(axis=1) == data["y_test"]).mean() >= 0.97
+
+
+def test_the_digits_splits_share_no_picture() -> None:
+    with np.load(DIGITS / "data.npz") as data:
+        parts = {name: {x.tobytes() for x in data[f"x_{name}"]} for name in ("train", "calib", "test")}
+        assert {data[f"x_{name}"].dtype for name in parts} == {np.dtype(np.uint8)}
+        assert {name: len(data[f"y_{name}"]) for name in parts} == {"train": 925, "calib": 512, "test": 360}
+    assert not parts["test"] & parts["train"] and not parts["test"] & parts["calib"]
+    assert not parts["train"] & parts["calib"]
+    size = sum(path.stat().st_size for path in (DIGITS / "model").rglob("*") if path.is_file())
+    assert size <= 400_000
+
+
+def test_signatures_and_inputs_of_a_saved_model(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    def serve(x: Any, unused: Any) -> dict[str, Any]:
+        return {"y": x + 1.0, "same": x, "twice": x + 1.0}
+
+    source = _saved_model(
+        tmp_path / "m", serve, tf.TensorSpec([None, None], name="x"), tf.TensorSpec([2], name="unused")
+    )
+    with pytest.raises(StepError, match="no signature predict") as caught:
+        _from_tensorflow(source, tmp_path / "o1", signature="predict")
+    assert caught.value.hint == "set model.signature to one that exists: serving_default"
+    with pytest.raises(StepError, match="axis 1 of input x is open") as caught:
+        _from_tensorflow(source, tmp_path / "o2")
+    assert "model.inputs.x.shape" in (caught.value.hint or "")
+    with pytest.raises(StepError, match="the model has no input image") as caught:
+        _from_tensorflow(source, tmp_path / "o3", inputs={"image": {}})
+    assert "unused: float32 [2]; x: float32 [?, ?]" in (caught.value.hint or "")
+    model, notes = _from_tensorflow(source, tmp_path / "o4", inputs={"x": {"shape": ["n", 3]}}, dims=["n"])
+    assert [str(spec) for spec in interface(model).inputs] == ["unused: float32 [2]", "x: float32 [n, 3]"]
+    assert [str(spec) for spec in interface(model).outputs] == [
+        "same: float32 [n, 3]",
+        "twice: float32 [n, 3]",
+        "y: float32 [n, 3]",
+    ]
+    assert notes == []
+    x = np.ones((2, 3), np.float32)
+    results = _run(model, {"x": x, "unused": np.zeros(2, np.float32)})
+    np.testing.assert_array_equal(results["same"], x)
+    np.testing.assert_array_equal(results["twice"], results["y"])
+
+
+def test_loops_and_conditions(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    def serve(x: Any) -> dict[str, Any]:
+        grown = tf.while_loop(lambda i, v: i < 5, lambda i, v: (i + 1, v * 2.0), [0, x])[1]
+        return {"y": tf.cond(tf.reduce_sum(x) > 0, lambda: grown, lambda: grown * 3.0)}
+
+    source = _saved_model(tmp_path / "m", serve, tf.TensorSpec([1, 4], name="x"))
+    model, _ = _from_tensorflow(source, tmp_path / "o1")
+    for sign, factor in ((1, 32), (-1, 96)):
+        x = np.full((1, 4), sign, np.float32)
+        np.testing.assert_array_equal(_run(model, {"x": x})["y"], x * factor)
+    _from_tensorflow(source, tmp_path / "o2")
+    assert (tmp_path / "o1" / "model.onnx").read_bytes() == (tmp_path / "o2" / "model.onnx").read_bytes()
+
+
+def test_operators_that_have_no_conversion_are_named(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    def serve(x: Any) -> dict[str, Any]:
+        return {"y": tf.quantization.fake_quant_with_min_max_args(x, -1, 1, narrow_range=True, name="fq")}
+
+    source = _saved_model(tmp_path / "m", serve, tf.TensorSpec([1, 4], name="x"))
+    with pytest.raises(StepError, match="no conversion for these operators:\n  FakeQuantWithMinMaxArgs fq"):
+        _from_tensorflow(source, tmp_path / "o")
+
+
+def test_a_higher_opset_is_taken_only_where_it_is_needed(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    source = _saved_model(
+        tmp_path / "m", lambda x: {"y": tf.tensor_scatter_nd_max(x, [[1]], [3.0])}, tf.TensorSpec([4])
+    )
+    with pytest.raises(StepError, match="TensorScatterMax"):
+        _from_tensorflow(source, tmp_path / "o1", opset=13)
+    model, notes = _from_tensorflow(source, tmp_path / "o2")
+    assert model.opset_import[0].version > 13
+    assert notes == [f"exported at opset {model.opset_import[0].version}: lower ones have no form for TensorScatterMax"]
+
+
+def test_damaged_saved_models(tmp_path: Path) -> None:
+    source = tmp_path / "m"
+    shutil.copytree(DIGITS / "model", source)
+    variables = source / "variables" / "variables.data-00000-of-00001"
+    variables.write_bytes(variables.read_bytes()[:100])
+    with pytest.raises(StepError, match="TensorFlow cannot load the model") as caught:
+        _from_tensorflow(source, tmp_path / "o1")
+    assert str(tmp_path) not in caught.value.message
+    (source / "saved_model.pb").write_bytes(b"\xff" * 64)
+    with pytest.raises(StepError, match=r"saved_model\.pb cannot be read"):
+        _from_tensorflow(source, tmp_path / "o2")
+
+
+def test_keras_files(tmp_path: Path) -> None:
+    import keras
+    from keras import layers
+
+    keras.utils.set_random_seed(1)
+    left, right = keras.Input((5, 3), name="left"), keras.Input((4,), name="right")
+    joined = layers.Concatenate(name="join")([layers.LSTM(4, name="memory")(left), right])
+    model = keras.Model({"b": left, "a": right}, {"score": layers.Dense(2, name="head")(joined), "mix": joined})
+    model.save(tmp_path / "m.keras")
+    result, _ = _from_tensorflow(
+        tmp_path / "m.keras", tmp_path / "o", "keras", dims=["n"],
+        inputs={"left": {"shape": ["n", 5, 3]}, "right": {"shape": ["n", 4]}},
+    )  # fmt: skip
+    assert [spec.name for spec in interface(result).inputs] == ["left", "right"]
+    random = np.random.default_rng(0)
+    feeds = {"left": random.random((2, 5, 3), np.float32), "right": random.random((2, 4), np.float32)}
+    expected = model({"b": feeds["left"], "a": feeds["right"]})
+    for name, value in _run(result, feeds).items():
+        np.testing.assert_allclose(value, expected[name].numpy(), atol=1e-5)
+
+
+def test_keras_files_that_are_refused(tmp_path: Path) -> None:
+    import keras
+    from keras import layers
+
+    keras.Sequential([keras.Input((4,)), layers.Lambda(lambda x: x * 2)]).save(tmp_path / "code.keras")
+    with pytest.raises(StepError, match="Keras cannot load the model") as caught:
+        _from_tensorflow(tmp_path / "code.keras", tmp_path / "o1", "keras")
+    assert "safe mode" in (caught.value.hint or "")
+    (tmp_path / "old.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
+    with pytest.raises(StepError, match="old HDF5 form"):
+        _from_tensorflow(tmp_path / "old.h5", tmp_path / "o2", "keras")
+    with zipfile.ZipFile(tmp_path / "other.keras", "w") as archive:
+        archive.writestr("readme", "hello")
+    with pytest.raises(StepError, match="Keras cannot load the model"):
+        _from_tensorflow(tmp_path / "other.keras", tmp_path / "o3", "keras")
+
+
+def test_an_archive_cannot_write_elsewhere(tmp_path: Path) -> None:
+    import tarfile
+
+    for name in ("../outside", "/tmp/outside"):
+        with tarfile.open(tmp_path / "t.tar", "w") as archive:
+            archive.addfile(tarfile.TarInfo(name))
+        with pytest.raises(StepError, match="no plain file inside it"):
+            unpack(tmp_path / "t.tar", tmp_path / "in")
+
+
+def test_missing_tensorflow_names_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(StepError, match="needs the package tensorflow") as caught:
+        _from_tensorflow(DIGITS / "model", tmp_path / "o")
+    assert caught.value.hint == 'run: pip install "trtrecipe[tensorflow]"'
