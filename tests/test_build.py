@@ -177,7 +177,7 @@ def test_one_recipe_field(project: Project, command: Command) -> None:
 def test_a_field_and_back_again_costs_nothing(project: Project, command: Command) -> None:
     text = project.recipe.read_text()
     project.change_recipe(lambda recipe: recipe["model"]["dims"]["batch"].update(opt=2))
-    assert ran(command("build", project.recipe)[1]) == {"compile", "verify", "benchmark"}
+    assert ran(command("build", project.recipe)[1]) == {"benchmark"}, "host is built for no range"
     project.recipe.write_text(text)
     assert ran(command("build", project.recipe)[1]) == set()
 

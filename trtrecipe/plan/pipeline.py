@@ -45,22 +45,30 @@ class _Shared:
     model_format: str
     preprocess: Mapping[str, Any]
     judged_on: Inputs
-    judging: Mapping[str, Any]
+    metric: Mapping[str, Any]
 
     @classmethod
     def of(cls, loaded: Loaded) -> _Shared:
         recipe = loaded.recipe
         model = ModelSource(loaded.file(recipe.model.source), loaded.problem(("model", "source"), ""))
         preprocess = {name: [op.model_dump() for op in ops] for name, ops in recipe.preprocess.items()}
-        judged_on, judging = _evaluation(loaded)
+        judged_on, metric = _evaluation(loaded)
         return cls(
             loaded=loaded,
             model=model,
             model_format=recipe.model.format or model_format(model),
             preprocess=preprocess,
             judged_on=judged_on,
-            judging={"preprocess": preprocess, **judging},
+            metric=metric,
         )
+
+    def judging(self, target: Target) -> dict[str, Any]:
+        """The parameters of reference and verify that say how outputs are judged."""
+        drawn = None
+        if not self.judged_on:
+            sizes = {name: span.opt for name, span in target.dims.items()}
+            drawn = {"samples": DEFAULT_SAMPLES, "seed": 0, "dims": sizes}
+        return {"preprocess": self.preprocess, **self.metric, "drawn": drawn}
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,8 @@ def _plan_target(shared: _Shared, target: Target, machine: Machine, steps: dict[
     add = _Adder(shared.loaded.recipe.name, target.id, steps)
     exported, prepared = _plan_model(add, shared, target)
     lowered = _plan_lower(add, target, prepared)
-    reference = add.add("reference", "", {"onnx": exported, **shared.judged_on}, shared.judging)
+    judging = shared.judging(target)
+    reference = add.add("reference", "", {"onnx": exported, **shared.judged_on}, judging)
     artifacts = {"preprocessing": StepOutput(reference, "preprocessing")}
     if target.mode == "int8":
         artifacts["scales"] = _plan_calibrate(add, shared, prepared)
@@ -98,7 +107,7 @@ def _plan_target(shared: _Shared, target: Target, machine: Machine, steps: dict[
         lowered = StepOutput(add.add("convert", target.dialect.id, {"onnx": lowered}, {"precision": "fp16"}), "onnx")
     artifacts["onnx"] = lowered
     judged_on: Inputs = {"reference": StepOutput(reference, "outputs"), **shared.judged_on}
-    evaluates = _plan_engine(add, target, machine, artifacts, judged_on, shared.judging)
+    evaluates = _plan_engine(add, target, machine, artifacts, judged_on, judging)
     return TargetPlan(target, tuple(add.used), artifacts, evaluates)
 
 
@@ -152,17 +161,19 @@ def _plan_engine(
     waits = None
     if family == "jetson":
         waits = f"is done on a {target.profile.id}, which this release of trtrecipe cannot reach yet"
-    params = {"builder": builder, "dims": dims, "workspace": target.workspace}
+    # ONNX Runtime neither builds nor verifies for a range, so that no range may be in its keys.
+    ranges = {} if family == "host" else dims
+    params = {"builder": builder, "dims": ranges, "workspace": target.workspace}
     compiled = add.add("compile", target.id, {"onnx": artifacts["onnx"]}, params, waits)
     artifacts["engine"] = StepOutput(compiled, "engine")
     runs = family != "rtx" or rtx_runs_on(machine.gpu, version("tensorrt-rtx"))
     built: Inputs = {"onnx": artifacts["onnx"], "engine": artifacts["engine"]}
     if runs:
-        params = {"runtime": builder, "evaluates": "engine", "dims": dims, **judging}
+        params = {"runtime": builder, "evaluates": "engine", "dims": ranges, **judging}
         add.add("verify", target.id, built | judged_on, params, waits)
     else:
         # Nothing here can execute the engine: its graph is judged instead, and the report says so.
-        params = {"runtime": "onnxruntime", "evaluates": "graph", "dims": dims, **judging}
+        params = {"runtime": "onnxruntime", "evaluates": "graph", "dims": {}, **judging}
         add.add("verify", target.id, {"onnx": artifacts["onnx"], **judged_on}, params, waits)
         waits = "needs a GPU that TensorRT for RTX can run on; this machine has none"
     if runs or (target.gates is not None and target.gates.latency_ms is not None):
@@ -171,18 +182,17 @@ def _plan_engine(
 
 
 def _evaluation(loaded: Loaded) -> tuple[Inputs, dict[str, Any]]:
-    """What results are judged on, and how: evaluation data, else calibration data, else drawn samples."""
+    """What results are judged on, and by which metric: evaluation data, else calibration data, else nothing."""
     recipe = loaded.recipe
-    judging: dict[str, Any] = {"metric": None, "output": None, "drawn": None}
     if recipe.evaluation is not None:
         sampling = Sampling(recipe.evaluation.samples, recipe.evaluation.seed)
-        judging |= {"metric": recipe.evaluation.metric, "output": recipe.evaluation.output}
-        return _samples(loaded, "evaluation", sampling), judging
+        metric = {"metric": recipe.evaluation.metric, "output": recipe.evaluation.output}
+        return _samples(loaded, "evaluation", sampling), metric
     if recipe.calibration is not None:
         samples = _samples(loaded, "calibration", Sampling(DEFAULT_SAMPLES, recipe.calibration.seed, at_most=True))
         samples.pop("data.label", None)
-        return samples, judging
-    return {}, judging | {"drawn": {"samples": DEFAULT_SAMPLES, "seed": 0}}
+        return samples, {"metric": None, "output": None}
+    return {}, {"metric": None, "output": None}
 
 
 def _samples(loaded: Loaded, block: str, sampling: Sampling) -> Inputs:

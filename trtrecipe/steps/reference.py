@@ -32,7 +32,7 @@ def tools(params: Params) -> tuple[str, ...]:
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, Any]:
     """With "onnx", "data.*" → outputs of all samples, preprocessing contract; measures samples, accuracy, notes."""
-    from trtrecipe.data import outputs, preprocess
+    from trtrecipe.data import draw, outputs, preprocess
     from trtrecipe.engines.ort import OrtEngine
     from trtrecipe.graphs import files
     from trtrecipe.graphs.interface import interface
@@ -43,5 +43,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, A
     with OrtEngine(inputs["onnx"]) as engine:
         collected, notes = outputs.collect(engine.run, batches_of(params, samples, graph))
     outputs.write_npz(out / OUTPUTS["outputs"], collected)
+    if params.drawn is not None:
+        notes = [f"no data: results are compared on {samples.count} drawn samples, {draw.DISTRIBUTION}", *notes]
     (out / OUTPUTS["preprocessing"]).write_bytes(preprocess.document(graph, params.preprocess))
     return {"samples": samples.count, **score(params, samples, graph, collected), "notes": notes}
