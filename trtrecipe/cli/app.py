@@ -54,7 +54,7 @@ def run(arguments: Sequence[str]) -> int:
     debug, as_json = "--debug" in arguments, "--json" in arguments
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        code: Any = app(list(arguments), standalone_mode=False)
+        code: Any = app(list(arguments), standalone_mode=False, prog_name="trtrecipe")
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except TyperException as error:
