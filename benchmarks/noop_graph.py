@@ -1,0 +1,163 @@
+"""How long a build of many steps takes when the store has them all, beside doit on an equal graph.
+
+Graphs of 1,000 and 10,000 steps, as one chain and as independent steps, each step with one input and one output file.
+trtrecipe's own resolver, scheduler and store see them, in a fresh process per run, from start to exit; its recipes
+cannot ask for that many steps, so the graph is made directly, and its results are published without running anything.
+doit gets a dodo.py with a task for every step, `file_dep` and `targets` being the same files, and has run once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import measure
+from measure import Command, Sample
+
+SIZES = (1_000, 10_000)
+SHAPES = ("chain", "independent")
+CHILDREN = ("fill", "no-op")
+
+
+def main() -> None:
+    """Measure, print, and write if asked to; or be the process that is measured."""
+    if sys.argv[1:2] and sys.argv[1] in CHILDREN:
+        child(sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+        return
+    options = measure.parser(__doc__, runs=7, peers=True).parse_args()
+    measure.trtrecipe_program()
+    doit = measure.peer(options.peers, "doit")
+    with measure.work_folder(options.work) as work:
+        env = measure.environment()
+        commands = [
+            command
+            for size in SIZES
+            for shape in SHAPES
+            for command in (_ours(shape, size, work, env), _doit(doit, shape, size, work, env) if doit else None)
+            if command is not None
+        ]
+        medians = measure.interleaved(commands, options.runs)
+    measure.require_compiled("trtrecipe.run.scheduler")
+    versions = [measure.machine("trtrecipe"), *([measure.peer_version(doit, "doit")] if doit else [])]
+    lines = [_table(medians), "", "Budgets:", "", *_budgets(medians), "", f"{', '.join(versions)}."]
+    measure.report("noop_graph", "\n".join(lines), options.write)
+
+
+def _ours(shape: str, size: int, work: Path, env: Mapping[str, str]) -> Command:
+    """Fill a store with the graph's results."""
+    folder = work / f"trtrecipe-{shape}-{size}"
+    shutil.rmtree(folder, ignore_errors=True)
+    _write_inputs(folder, shape, size)
+    arguments = [str(folder), shape, str(size)]
+    print(f"filling a store: {shape}, {size} steps ...", file=sys.stderr)
+    measure.run(Command("filling the store", [sys.executable, __file__, "fill", *arguments], work, env))
+    return Command(_name("trtrecipe", shape, size), [sys.executable, __file__, "no-op", *arguments], work, env)
+
+
+def _doit(doit: Path, shape: str, size: int, work: Path, env: Mapping[str, str]) -> Command:
+    folder = work / f"doit-{shape}-{size}"
+    shutil.rmtree(folder, ignore_errors=True)
+    _write_inputs(folder, shape, size)
+    before = "f'out/{i - 1}' if i else 'in/0'" if shape == "chain" else "f'in/{i}'"
+    (folder / "out").mkdir()
+    (folder / "dodo.py").write_text(
+        "from pathlib import Path\n\n\n"
+        "def write(targets):\n"
+        "    Path(targets[0]).write_text(targets[0])\n\n\n"
+        "def task_step():\n"
+        f"    for i in range({size}):\n"
+        f"        yield {{'name': str(i), 'actions': [write], 'file_dep': [{before}], 'targets': [f'out/{{i}}']}}\n"
+    )
+    command = Command(_name("doit", shape, size), [str(doit)], folder, env)
+    print(f"running doit once: {shape}, {size} steps ...", file=sys.stderr)
+    measure.run(command)
+    return command
+
+
+def _write_inputs(folder: Path, shape: str, size: int) -> None:
+    """The files that come from outside: the first step's, or one for every step. An hour old, as sources mostly are."""
+    inputs = folder / "in"
+    inputs.mkdir(parents=True)
+    for number in range(1 if shape == "chain" else size):
+        file = inputs / str(number)
+        file.write_text(f"input {number}\n")
+        os.utime(file, (file.stat().st_mtime - 3600,) * 2)
+
+
+def _name(tool: str, shape: str, size: int) -> str:
+    return f"{tool}, {size:,} steps, {shape}"
+
+
+def _table(medians: Mapping[str, Sample]) -> str:
+    rows = []
+    for name, m in medians.items():
+        other = medians.get("doit" + name.partition(",")[1] + name.partition(",")[2]) if name[0] == "t" else None
+        ratios = [f"{m.wall / other.wall:.2f}", f"{m.cpu / other.cpu:.2f}"] if other else ["", ""]
+        rows.append([name, f"{m.wall:.3f}", f"{m.cpu:.3f}", *ratios, f"{m.peak:.0f}"])
+    return measure.table(["graph", "s", "CPU s", "x doit", "x doit, CPU", "peak MiB"], rows)
+
+
+def _budgets(medians: Mapping[str, Sample]) -> list[str]:
+    lines = []
+    for size, limit in zip(SIZES, (1.0, 0.5), strict=True):
+        for shape in SHAPES:
+            ours, doit = (medians.get(_name(tool, shape, size)) for tool in ("trtrecipe", "doit"))
+            assert ours is not None
+            against = f"{measure.verdict(ours.wall / doit.wall, limit, ' x doit')}, " if doit else ""
+            lines.append(f"- {size:,} steps, {shape}: {against}{measure.verdict(ours.peak, 80, ' MiB')}")
+    return lines
+
+
+def child(what: str, folder: Path, shape: str, size: int) -> None:
+    """Fill the store of `folder`, or build its graph and exit unless every step is a hit."""
+    from trtrecipe.cli.progress import watch
+    from trtrecipe.plan.graph import Graph
+    from trtrecipe.plan.machine import this_machine
+    from trtrecipe.run.build import resolver_for
+    from trtrecipe.run.scheduler import Scheduler
+    from trtrecipe.store.store import Store
+
+    graph = Graph((), _steps(folder, shape, size))
+    with Store(folder / "store") as store:
+        resolver, sources = resolver_for(graph, store, this_machine())
+        if what == "fill":
+            _fill(graph, resolver, store, folder)
+            return
+        with watch(sys.stderr) as listener:
+            outcomes = Scheduler(graph, resolver, store, sources, 1, listener).run()
+    hits = sum(outcome.status == "hit" for outcome in outcomes.values())
+    if hits != size:
+        sys.exit(f"{hits} of {size} steps are hits")
+
+
+def _steps(folder: Path, shape: str, size: int):  # type: ignore[no-untyped-def]
+    """Step id → step. The imports are the measured process's own."""
+    from trtrecipe.errors import Problem
+    from trtrecipe.plan.graph import Step, StepOutput
+    from trtrecipe.plan.sources import ModelSource
+
+    steps, nowhere = {}, Problem("")
+    for number in range(size):
+        outside = number == 0 or shape == "independent"
+        source = ModelSource(folder / "in" / str(number), nowhere) if outside else StepOutput(f"r:{number - 1}", "onnx")
+        steps[f"r:{number}"] = Step(f"r:{number}", "prepare", {}, {"onnx": source})
+    return steps
+
+
+def _fill(graph, resolver, store, folder: Path) -> None:  # type: ignore[no-untyped-def]
+    """Publish a small output for every step. Nothing here is timed, so nothing is synced to the disk either."""
+    os.fsync = lambda fd: None
+    known: dict[str, object] = {}
+    for number, step in enumerate(graph.steps.values()):
+        resolution = resolver.resolve(step, known)
+        file = folder / "output"
+        file.write_text(f"output {number}\n")
+        record = store.publish(resolution.key, resolution.key_document, {"onnx": file}, {})
+        known[step.id] = type(resolution)("hit", resolution.key, outputs=record.outputs)
+
+
+if __name__ == "__main__":
+    main()
