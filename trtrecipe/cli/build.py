@@ -51,6 +51,8 @@ def build(
         print_json(documents[0] if len(documents) == 1 else several)
     else:
         for recipe in built.recipes:
+            if len(built.recipes) > 1:
+                typer.echo(f"{recipe.plan.name}:")
             _print(built, recipe)
     statuses = {target.status for recipe in built.recipes for target in recipe.targets}
     return next(code for status, code in _CODES if status in statuses)
