@@ -26,6 +26,7 @@ from trtrecipe.graphs.edit import (
     uses,
 )
 from trtrecipe.graphs.files import opset
+from trtrecipe.graphs.identities import level_identities
 from trtrecipe.graphs.names import LayerNames, Unique, is_added, is_generated
 
 GRAPH_NAME = "model"
@@ -35,12 +36,14 @@ def canonical(model: ModelProto, rename: bool = False) -> ModelProto:
     """The model in canonical form; `model` itself stays as it is.
 
     Dead nodes and constants go, equal constants become one, Constant nodes become initializers. With `rename`
-    (exports from TensorFlow) every name inside is derived from the layer names; without, given names stay and only
+    (exports from TensorFlow) Identity nodes go too and every name inside is derived from the layer names; without, given names stay and only
     missing or repeated node names are filled in. Raises StepError for a graph with a cycle.
     """
     result = ModelProto()
     result.CopyFrom(model)
     _strip(result)
+    if rename:
+        level_identities(result)
     _arrange(result.graph)
     if rename:
         _Renamer(result).run()

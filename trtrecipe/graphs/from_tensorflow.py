@@ -292,17 +292,19 @@ def _with_shapes(frozen: Frozen, shapes: Mapping[str, Shape]) -> Any:
 
 
 def _convert(definition: Any, frozen: Frozen, opset: int) -> ModelProto:
-    import tf2onnx
+    import tensorflow as tf
+    from tf2onnx import optimizer, tf_loader, tfonnx
 
-    with _explained("tf2onnx cannot convert the model"):
-        model, _ = tf2onnx.convert.from_graph_def(
-            definition,
-            input_names=list(frozen.tensors.values()),
-            output_names=list(frozen.outputs.values()),
-            opset=opset,
+    inputs, outputs = list(frozen.tensors.values()), list(frozen.outputs.values())
+    # Which of two equal nodes stays is left to chance there, and with it the name: equal nodes are merged by us.
+    optimizers = {name: kind for name, kind in optimizer._optimizers.items() if name != "merge_duplication"}
+    with _explained("tf2onnx cannot convert the model"), tf.Graph().as_default() as graph:
+        tf.import_graph_def(tf_loader.tf_optimize(inputs, outputs, definition), name="")
+        converted = tfonnx.process_tf_graph(
+            graph, continue_on_error=True, opset=opset, input_names=inputs, output_names=outputs
         )
-    converted: ModelProto = model
-    return converted
+        model: ModelProto = optimizer.optimize_graph(converted, optimizers=optimizers).make_model("model")
+    return model
 
 
 def unused_inputs(model: ModelProto, names: Collection[str]) -> list[str]:

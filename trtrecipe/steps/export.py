@@ -74,14 +74,12 @@ def _onnx(params: Params, path: Path) -> tuple[ModelProto, list[str]]:
 
 def _tensorflow(params: Params, path: Path, folder: Path) -> tuple[ModelProto, list[str]]:
     from trtrecipe.graphs import from_tensorflow, shapes, sound
-    from trtrecipe.graphs.passes import drop_identities
 
     frozen = _frozen(params, path, folder)
     bound = shapes.bind(frozen.inputs, params.inputs, params.dims)
     model, notes = from_tensorflow.to_onnx(frozen, bound.shapes, params.opset)
     sound.require_inference_form(model)
     unused = from_tensorflow.unused_inputs(model, list(bound.shapes))
-    drop_identities(model)  # tf2onnx leaves some, under names that vary from run to run
     _settle(model, {name: shape for name, shape in bound.shapes.items() if name not in unused})
     dropped = [f"input {name} does not affect any output and is no input of the graph" for name in unused]
     return model, [*bound.notes, *notes, *dropped]

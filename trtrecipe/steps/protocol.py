@@ -6,40 +6,39 @@ top (it is imported while planning); `run` imports what it needs, inside the fun
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
-
-
-class Params(Protocol):
-    """A frozen dataclass whose fields hold plain JSON values (str, int, float, bool, None, list, dict)."""
-
-    def __init__(self, **values: Any) -> None: ...
 
 
 class Step(Protocol):
     """A step module."""
 
-    VERSION: int
-    """Raised whenever the step's outputs may change for the same inputs; part of the key."""
+    @property
+    def VERSION(self) -> int:
+        """Raised whenever the step's outputs may change for the same inputs; part of the key."""
 
-    Params: type[Any]
-    """The frozen dataclass of the step's parameters; all of them, defaults filled in, are part of the key."""
+    @property
+    def Params(self) -> Callable[..., Any]:
+        """The frozen dataclass of the step's parameters, whose fields hold plain JSON values.
 
-    OUTPUTS: Mapping[str, str]
-    """Role of each output → the file name under `out` that `run` must write."""
+        All of them, defaults filled in, are part of the key.
+        """
 
-    NUMERIC: bool
-    """Whether outputs depend on the CPU's instruction sets (they are then part of the key)."""
+    @property
+    def OUTPUTS(self) -> Mapping[str, str]:
+        """Role of each output → the file name under `out` that `run` must write."""
 
-    def tools(self, params: Any) -> tuple[str, ...]:
+    @property
+    def NUMERIC(self) -> bool:
+        """Whether outputs depend on the CPU's instruction sets (they are then part of the key)."""
+
+    def tools(self, params: Any, /) -> tuple[str, ...]:
         """The Python distributions whose versions are part of the key, e.g. ("onnx", "numpy")."""
-        ...
 
-    def run(self, params: Any, inputs: Mapping[str, Path], out: Path) -> Mapping[str, Any]:
+    def run(self, params: Any, inputs: Mapping[str, Path], out: Path, /) -> Mapping[str, Any]:
         """Do the work: read `inputs` (role → file, never written to), write every output under `out`.
 
         Returns measurements: JSON values that may differ from run to run and are no one's input. The key "notes" holds
         a list of sentences that a person should read. Raises `StepError` for what a person can mend.
         """
-        ...

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from trtrecipe.steps import (
     benchmark,
     calibrate,
@@ -20,15 +18,15 @@ from trtrecipe.steps import (
 from trtrecipe.steps.protocol import Step
 
 STEPS: dict[str, Step] = {
-    "fetch": cast(Step, fetch),
-    "export": cast(Step, export),
-    "prepare": cast(Step, prepare),
-    "lower": cast(Step, lower),
-    "reference": cast(Step, reference),
-    "calibrate": cast(Step, calibrate),
-    "quantize": cast(Step, quantize),
-    "convert": cast(Step, convert),
-    "compile": cast(Step, compile),
-    "verify": cast(Step, verify),
-    "benchmark": cast(Step, benchmark),
+    "fetch": fetch,
+    "export": export,
+    "prepare": prepare,
+    "lower": lower,
+    "reference": reference,
+    "calibrate": calibrate,
+    "quantize": quantize,
+    "convert": convert,
+    "compile": compile,
+    "verify": verify,
+    "benchmark": benchmark,
 }
