@@ -180,6 +180,29 @@ def _names(graph: GraphProto) -> list[str]:
     return [name for node in graph.node for name in node.output] + [tensor.name for tensor in graph.initializer]
 
 
+def test_identities_have_one_form() -> None:
+    """Which of two equal outputs tf2onnx makes an Identity of, and where it leaves others, is chance."""
+    head = '<ir_version: 8, opset_import: ["" : 13]> '
+    head += "g (float[2] x, bool c) => (float[2] y, float[2] z, float[2] k) {{ {} }}"
+    branches = "If(c) <then_branch = t () => (float[2] p, float[2] q) {{ {} }}, "
+    branches += "else_branch = e () => (float[2] r, float[2] s) {{ r = Neg(x) s = Identity(x) }}>"
+    one = head.format(
+        "a = Relu(x) y = Identity(a) i = Identity(y) k = Identity(i) "
+        "z, u = " + branches.format("p = Neg(a) q = Identity(p)")
+    )
+    two = head.format(
+        "y = Relu(x) k = Identity(y) z, u = "
+        + branches.format("q = Neg(m) o = Identity(q) p = Identity(o)")
+        + " m = Identity(k)"
+    )
+    first, second = (canonical(parser.parse_model(text), rename=True) for text in (one, two))
+    assert data(first) == data(second)
+    for flag in (True, False):
+        feeds = {"x": np.array([-1, 2], np.float32), "c": np.array(flag)}
+        for before, after in zip(run(parser.parse_model(one), feeds), run(first, feeds), strict=True):
+            np.testing.assert_array_equal(before, after)
+
+
 def test_equal_constants_become_one_but_outputs_keep_their_names() -> None:
     model = parser.parse_model(
         '<ir_version: 8, opset_import: ["" : 13]> g (float[2] x) => (float[2] y, float[2] k) '

@@ -256,6 +256,22 @@ def test_a_transpose_that_others_read_stays() -> None:
     assert sorted(operators(simplified(model, image(2, 3)))) == ["Neg", "Neg", "Transpose"]
 
 
+def test_what_is_computed_twice_is_computed_once() -> None:
+    model = parser.parse_model(
+        HEAD + "g (float[2,3] x) => (float[2,3] y, float[2,3] z) { a = Relu(x) b = Relu(x) c = Neg(a) d = Neg(b) "
+        "e = LeakyRelu<alpha = 0.5>(c) f = LeakyRelu<alpha = 0.25>(d) y = Add(e, f) z = Relu(x) }"
+    )
+    result = simplified(model, image(2, 3))
+    assert sorted(operators(result)) == ["Add", "LeakyRelu", "LeakyRelu", "Neg", "Relu", "Relu"]  # z is an output
+
+
+def test_random_numbers_are_drawn_as_often_as_before() -> None:
+    model = parser.parse_model(
+        HEAD + "g (float[4] x) => (float[4] y) { a = RandomNormalLike(x) b = RandomNormalLike(x) y = Sub(a, b) }"
+    )
+    assert operators(simplify(model)).count("RandomNormalLike") == 2
+
+
 FLATTEN = (
     "{ s = Shape(x) g = Gather<axis = 0>(s, order) i = Cast<to = 6>(g) b = Slice(i, zero, one, zero) "
     "c = Concat<axis = 0>(b, rest) k = Cast<to = 7>(c) y = Reshape(x, k) } "

@@ -36,8 +36,8 @@ def canonical(model: ModelProto, rename: bool = False) -> ModelProto:
     """The model in canonical form; `model` itself stays as it is.
 
     Dead nodes and constants go, equal constants become one, Constant nodes become initializers. With `rename`
-    (exports from TensorFlow) Identity nodes go too and every name inside is derived from the layer names; without, given names stay and only
-    missing or repeated node names are filled in. Raises StepError for a graph with a cycle.
+    (exports from TensorFlow) Identity nodes go too, and names inside are derived from the layers'; without, given names
+    stay and only missing or repeated node names are filled in. Raises StepError for a graph with a cycle.
     """
     result = ModelProto()
     result.CopyFrom(model)

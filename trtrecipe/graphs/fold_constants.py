@@ -18,7 +18,7 @@ LARGEST = 1 << 20
 _READ_BY_INFERENCE = 1024
 """Entries of a constant whose values, not only its shape, may decide the shape of a result."""
 
-_RANDOM = {
+RANDOM = {
     "Bernoulli",
     "Dropout",
     "Multinomial",
@@ -27,6 +27,7 @@ _RANDOM = {
     "RandomUniform",
     "RandomUniformLike",
 }
+"""Operators that give something else each time."""
 
 
 def fold_constants(model: ModelProto) -> bool:
@@ -57,7 +58,7 @@ def _foldable(node: NodeProto, constants: Mapping[str, TensorProto], outputs: se
     return (
         not node.domain
         and any(node.input)
-        and node.op_type not in _RANDOM
+        and node.op_type not in RANDOM
         and not any(subgraphs(node))
         and all(not name or name in constants for name in node.input)
         and not outputs.intersection(node.output)

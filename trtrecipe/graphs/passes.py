@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from trtrecipe.graphs.canonical import canonical
-from trtrecipe.graphs.edit import attribute, remove_nodes, replace_uses, reset
-from trtrecipe.graphs.fold_constants import fold_constants
+from trtrecipe.graphs.edit import attribute, remove_nodes, replace_uses, reset, subgraphs
+from trtrecipe.graphs.fold_constants import RANDOM, fold_constants
 from trtrecipe.graphs.fold_convolutions import fold_affine, fold_batch_normalizations
 from trtrecipe.graphs.shapes import infer
 from trtrecipe.graphs.symbolic import fold_shapes
@@ -126,9 +126,36 @@ def merge_transposes(model: ModelProto) -> bool:
     return changed
 
 
+def merge_duplicates(model: ModelProto) -> bool:
+    """Make one node of several that compute the same of the same, in place; whether there were any.
+
+    The first stays. Nodes with bodies, of random numbers, and those that make a graph output are left alone.
+    """
+    graph = model.graph
+    outputs = {value.name for value in graph.output}
+    first: dict[tuple[object, ...], NodeProto] = {}
+    replaced: dict[str, str] = {}
+    gone = []
+    for index, node in enumerate(graph.node):
+        if any(subgraphs(node)) or node.op_type in RANDOM or outputs.intersection(node.output):
+            continue
+        inputs = tuple(replaced.get(name, name) for name in node.input)
+        attributes = tuple(each.SerializeToString(deterministic=True) for each in node.attribute)
+        present = tuple(bool(name) for name in node.output)
+        kept = first.setdefault((node.op_type, node.domain, inputs, attributes, present), node)
+        if kept is not node:
+            replaced.update(zip(node.output, kept.output, strict=True))
+            gone.append(index)
+    remove_nodes(graph, gone)
+    replaced.pop("", None)
+    replace_uses(graph, replaced)
+    return bool(gone)
+
+
 PASSES: tuple[Pass, ...] = (
     drop_identities,
     merge_transposes,
+    merge_duplicates,
     fold_constants,
     fold_shapes,
     fold_batch_normalizations,
