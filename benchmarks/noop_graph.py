@@ -1,6 +1,7 @@
 """How long a build of many steps takes when the store has them all, beside doit on an equal graph.
 
-Graphs of 1,000 and 10,000 steps, as one chain and as independent steps, each step with one input and one output file.
+Graphs of 1,000 and 10,000 steps, as one chain and as independent steps, each step with one input and one output file,
+and one of a single step, which shows what starting costs.
 trtrecipe's own resolver, scheduler and store see them, in a fresh process per run, from start to exit; its recipes
 cannot ask for that many steps, so the graph is made directly, and its results are published without running anything.
 doit gets a dodo.py with a task for every step, `file_dep` and `targets` being the same files, and has run once.
@@ -17,8 +18,9 @@ from pathlib import Path
 import measure
 from measure import Command, Sample
 
-SIZES = (1_000, 10_000)
+BUDGETS = {1_000: 1.0, 10_000: 0.5}  # steps → limit, as a multiple of doit's time
 SHAPES = ("chain", "independent")
+GRAPHS = [(1, "chain"), *((size, shape) for size in BUDGETS for shape in SHAPES)]
 CHILDREN = ("fill", "no-op")
 
 
@@ -34,8 +36,7 @@ def main() -> None:
         env = measure.environment()
         commands = [
             command
-            for size in SIZES
-            for shape in SHAPES
+            for size, shape in GRAPHS
             for command in (_ours(shape, size, work, env), _doit(doit, shape, size, work, env) if doit else None)
             if command is not None
         ]
@@ -102,7 +103,7 @@ def _table(medians: Mapping[str, Sample]) -> str:
 
 def _budgets(medians: Mapping[str, Sample]) -> list[str]:
     lines = []
-    for size, limit in zip(SIZES, (1.0, 0.5), strict=True):
+    for size, limit in BUDGETS.items():
         for shape in SHAPES:
             ours, doit = (medians.get(_name(tool, shape, size)) for tool in ("trtrecipe", "doit"))
             assert ours is not None
