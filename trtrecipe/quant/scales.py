@@ -48,7 +48,7 @@ def load(path: Path) -> Scales:
             raise ValueError(f"its schema is {document['schema']}, not {SCHEMA}")
         thresholds = {name: float(entry["threshold"]) for name, entry in document["tensors"].items()}
         for name, threshold in thresholds.items():
-            if not 0 <= threshold <= np.finfo(np.float32).max:
+            if not 0 <= threshold <= float(np.finfo(np.float32).max):
                 raise ValueError(f"the threshold of {name} is {threshold}")
         return Scales(str(document["method"]), int(document["samples"]), thresholds)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
