@@ -83,7 +83,7 @@ class Records:
     def read(self, key: str) -> Record | None:
         """The record, None where there is none. Raises DamagedRecordError, OSError."""
         try:
-            with open(f"{self._prefix}{key[:2]}{os.sep}{key[2:]}.json", "rb", buffering=0) as file:  # noqa: PTH123 - as in Blobs.state
+            with open(f"{self._prefix}{key[:2]}{os.sep}{key[2:]}.json", "rb", buffering=0) as file:
                 data = file.readall()
         except FileNotFoundError:
             return None
