@@ -6,7 +6,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -122,7 +121,7 @@ class Blobs:
     def set_aside(self, sha256: str) -> None:
         """Move a damaged blob out of the way, where a person can look at it."""
         with contextlib.suppress(FileNotFoundError):
-            self.path(sha256).rename(self._quarantine / f"{sha256}.{secrets.token_hex(4)}")
+            self.path(sha256).rename(self._quarantine / f"{sha256}.{os.urandom(4).hex()}")
 
 
 def _copy(source: Path, target: Path) -> None:
