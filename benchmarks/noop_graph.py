@@ -128,8 +128,9 @@ def child(what: str, folder: Path, shape: str, size: int) -> None:
             _fill(graph, resolver, store, folder)
             return
         with watch(sys.stderr) as listener:
-            outcomes = Scheduler(graph, resolver, store, sources, 1, listener).run()
-    hits = sum(outcome.status == "hit" for outcome in outcomes.values())
+            scheduler = Scheduler(graph, resolver, store, sources, 1, listener)
+            scheduler.run()
+    hits = sum(outcome.status == "hit" for outcome in scheduler.outcomes.values())
     if hits != size:
         sys.exit(f"{hits} of {size} steps are hits")
 

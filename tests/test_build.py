@@ -340,3 +340,110 @@ def test_without_an_extra_the_rest_is_built(
     assert [target["status"] for target in document["targets"]] == ["cached", "failed"]
     error = next(step["error"] for step in document["targets"][1]["steps"] if step["kind"] == "compile")
     assert error == "needs tensorrt-rtx, which is not installed; run: pip install 'trtrecipe[rtx]'"
+
+
+def test_a_gate_that_was_not_measured_is_pending(project: Project, command: Command) -> None:
+    project.change_recipe(lambda recipe: recipe.update(gates={"agreement": 0.5}))
+    project.change_recipe(lambda recipe: recipe["evaluation"].update(metric="top1"))
+    assert command("build", project.recipe)[0] == 0
+    from trtrecipe.run import results
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "_metrics", lambda measured: {"cosine": 1.0})
+        code, document = command("build", project.recipe)
+    assert code == 5 and document["targets"][0]["status"] == "pending"
+
+
+def test_going_back_is_explained_as_such(project: Project, command: Command) -> None:
+    text = project.recipe.read_text()
+    project.change_recipe(lambda recipe: recipe["calibration"].update(method="percentile"))
+    command("build", project.recipe)
+    project.recipe.write_text(text)
+    _, explained = command("explain", project.recipe, "calibrate")
+    [step] = explained["steps"]
+    assert step["status"] == "hit" and [reason["text"] for reason in step["reasons"]] == [
+        "method: percentile -> minmax"
+    ]
+    command("build", project.recipe)
+    _, explained = command("explain", project.recipe, "calibrate")
+    [step] = explained["steps"]
+    assert step["reasons"] == []
+    assert [reason["text"] for reason in step["last_ran_because"]] == ["method: percentile -> minmax"]
+
+
+def test_another_sample_is_named_by_the_recipe_field(project: Project, command: Command) -> None:
+    project.change_recipe(lambda recipe: recipe["calibration"].update(samples=16))
+    _, reasons = plan_and_explain(command, project)
+    expected = "the samples of 'image': 32 samples by seed 0 of calib -> 16 samples by seed 0 of calib"
+    assert reasons == {"calibrate": [expected]}
+
+
+def test_only_the_size_that_is_timed_is_in_the_key(project: Project, command: Command) -> None:
+    project.change_recipe(lambda recipe: recipe["model"]["dims"]["batch"].update(max=9))
+    assert ran(command("build", project.recipe)[1]) == set()
+
+
+def test_a_target_may_be_called_like_a_dialect(project: Project, command: Command) -> None:
+    wide = {"batch": {"min": 1, "opt": 2, "max": 64}, "unused": {"min": 1, "opt": 1, "max": 1}}
+    targets = ["jetson-xavier-nx@5.1.4", "host", {"profile": "host", "name": "trt-8.5", "model": {"dims": wide}}]
+    project.change_recipe(lambda recipe: recipe.update(targets=targets))
+    code, document = command("plan", project.recipe)
+    assert code == 0 and len(document["targets"]) == 3
+
+
+def test_one_obstacle_fails_one_target(project: Project, command: Command, tmp_path: Path) -> None:
+    project.change_recipe(lambda recipe: recipe.update(targets=["host", {"profile": "host", "name": "two"}]))
+    folder = tmp_path / "work" / "dist" / "small" / "host"
+    (folder / "scales.json").unlink()
+    (folder / "scales.json").mkdir()
+    code, document = command("build", project.recipe)
+    assert code == 1
+    assert [target["status"] for target in document["targets"]] == ["failed", "cached"]
+    assert "scales.json is a folder" in document["targets"][0]["error"]
+    assert set(document["targets"][1]["artifacts"]) == {"engine", "onnx", "scales", "preprocessing", "manifest"}
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "{}", '{"artifacts": 3}', ""])
+def test_a_manifest_that_is_none_is_written_again(
+    content: str, project: Project, command: Command, tmp_path: Path
+) -> None:
+    manifest = tmp_path / "work" / "dist" / "small" / "host" / "manifest.json"
+    text = manifest.read_text()
+    manifest.write_text(content)
+    assert command("build", project.recipe)[0] == 0
+    assert manifest.read_text() == text
+
+
+def test_a_link_or_pipe_in_place_of_a_result_is_replaced(project: Project, command: Command, tmp_path: Path) -> None:
+    import os
+
+    folder = tmp_path / "work" / "dist" / "small" / "host"
+    (folder / "manifest.json").rename(tmp_path / "elsewhere.json")
+    (folder / "manifest.json").symlink_to(tmp_path / "elsewhere.json")
+    (folder / "scales.json").unlink()
+    os.mkfifo(folder / "scales.json")
+    assert command("build", project.recipe)[0] == 0
+    assert all(path.is_file() and not path.is_symlink() for path in folder.iterdir())
+
+
+def test_no_module_beside_the_store_reaches_a_step(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = make_project(tmp_path / "project", {"precision": {"mode": "fp32"}})
+    store = tmp_path / "trap"
+    store.mkdir()
+    for name in ("json", "numpy", "secrets", "os"):
+        (store / f"{name}.py").write_text("raise SystemExit('this ran')")
+    monkeypatch.setenv("TRTRECIPE_STORE", str(store))
+    assert command("build", project.recipe)[0] == 0
+
+
+def test_an_error_of_ours_is_a_message_too(project: Project, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise ZeroDivisionError("no reason")
+
+    monkeypatch.setattr("trtrecipe.plan.pipeline.build_graph", fail)
+    code, document = command("plan", project.recipe)
+    assert code == 1
+    [error] = document["errors"]
+    assert error["message"] == "unexpected ZeroDivisionError: no reason" and "--debug" in error["hint"]

@@ -65,9 +65,11 @@ def test_a_failure_at_the_head_of_a_long_chain_settles_all_of_it(tmp_path: Path)
         resolver = Resolver(store, sources, MACHINE, {})
         sys.setrecursionlimit(200)
         try:
-            outcomes = Scheduler(graph, resolver, store, sources, 2, events.append).run()
+            scheduler = Scheduler(graph, resolver, store, sources, 2, events.append)
+            scheduler.run()
         finally:
             sys.setrecursionlimit(limit)
+    outcomes = scheduler.outcomes
     statuses = [outcomes[step_id].status for step_id in graph.steps]
     assert statuses == ["failed"] + ["blocked"] * (COUNT - 1)
     assert "model-0.onnx" in (outcomes["r:prepare@0"].error or "")

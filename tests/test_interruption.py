@@ -73,8 +73,9 @@ def test_interrupted_builds_keep_what_finished(number: signal.Signals, project: 
     wait_for(build, b"prepare: running")
     build.send_signal(number)
     code, document, err = finish(build)
-    assert code == 130 and document is None
-    assert err.endswith("interrupted; what finished is kept\n") and "Traceback" not in err
+    assert code == 130
+    assert document["errors"] == [{"message": "interrupted; what finished is kept"}]
+    assert err.endswith("error: interrupted; what finished is kept\n") and "Traceback" not in err
     assert gone(tmp_path / "store")
     code, document, _ = finish(start(project))
     assert code == 0
@@ -98,7 +99,7 @@ def test_a_killed_worker_is_a_failed_step(project: Project, tmp_path: Path) -> N
     build = start(project)
     wait_for(build, b"calibrate: running")
     for process in workers_of(tmp_path / "store"):
-        if b"worker" in Path(f"/proc/{process}/cmdline").read_bytes():
+        if b"trtrecipe.run.worker" in Path(f"/proc/{process}/cmdline").read_bytes():
             os.kill(process, signal.SIGKILL)
     code, document, _ = finish(build)
     assert code == 1
@@ -153,8 +154,9 @@ def test_a_full_output_folder_keeps_what_was_there(project: Project, tiny_disk: 
     (tiny_disk / "filler").write_bytes(bytes(room.f_bavail * room.f_bsize))
     project.change_weight()
     code, document, err = finish(start(project, "-o", str(output)))
-    assert code == 1 and "no space left in the output folder" in err and "Traceback" not in err
-    assert document["schema"] == "trtrecipe/error/v1"
+    assert code == 1 and "Traceback" not in err
+    [target] = document["targets"]
+    assert target["status"] == "failed" and "no space left in the output folder" in target["error"]
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     (tiny_disk / "filler").unlink()
     code, document, _ = finish(start(project, "-o", str(output)))

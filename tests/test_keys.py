@@ -124,6 +124,17 @@ def test_adding_a_target_changes_no_step_of_the_others(project: Project) -> None
     assert len(after) > len(before)
 
 
+def test_a_step_is_called_the_same_whichever_targets_are_chosen(project: Project) -> None:
+    dims = {"other": {"min": 1, "opt": 2, "max": 2}}
+    other = {"profile": "host", "name": "two", "model": {"dims": dims}}
+    project.change_recipe(lambda recipe: recipe.update(targets=["host", other]))
+    found = load_all([project.recipe])
+    everything, chosen = build_graph(found, MACHINE), build_graph(found, MACHINE, {"two"})
+    assert chosen.steps and describe(dict(chosen.steps)).items() < describe(dict(everything.steps)).items()
+    assert "small:export@two" in chosen.steps
+    assert [plan.target.id for plan in chosen.recipes[0].targets] == ["two"]
+
+
 def test_the_folder_is_in_no_step(project: Project, tmp_path: Path) -> None:
     shutil.copytree(project.folder, tmp_path / "moved" / "far")
     first, second = steps_of(project), steps_of(Project(tmp_path / "moved" / "far"))

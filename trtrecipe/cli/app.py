@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,6 @@ app = typer.Typer(
     name="trtrecipe",
     help="Build verified, reproducible TensorRT engines from a recipe.",
     add_completion=False,
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -51,27 +51,42 @@ def _options(
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; its exit code (DESIGN: 0 done, 1 a step failed, 2 wrong input, 3 gate, 5 pending, 130)."""
-    debug, as_json = "--debug" in arguments, "--json" in arguments
     signal.signal(signal.SIGTERM, _interrupt)
+    as_json = "--json" in arguments
     try:
-        code: Any = app(list(arguments), standalone_mode=False, prog_name="trtrecipe")
+        code: Any = app(list(arguments) or ["--help"], standalone_mode=False, prog_name="trtrecipe")
+        sys.stdout.flush()
+        if code != INTERRUPTED:  # what typer makes of a Ctrl-C
+            return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
-    except TyperException as error:
-        context = getattr(error, "ctx", None)
-        hint = f"see: {context.command_path} --help" if context is not None else None
-        return _report(InputError.of(error.format_message(), hint), as_json)
-    except TrtrecipeError as error:
-        if debug:
-            raise
-        return _report(error, as_json)
+        pass
     except BrokenPipeError:
         # The reader of our output went away; nobody is left to be told.
-        sys.stderr.close()
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - what is left in the old one cannot be written
         return 1
-    if code == INTERRUPTED:  # also what typer makes of a Ctrl-C
-        sys.stderr.write("interrupted; what finished is kept\n")
-    return code if isinstance(code, int) else 0
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        return _report(_in_words(error), as_json)
+    # A second Ctrl-C must not cut the message short.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _report(TrtrecipeError("interrupted; what finished is kept"), as_json)
+    return INTERRUPTED
+
+
+def _in_words(error: Exception) -> TrtrecipeError:
+    """Any error as one that is printed as a message."""
+    if isinstance(error, TrtrecipeError):
+        return error
+    if isinstance(error, TyperException):
+        context = getattr(error, "ctx", None)
+        hint = f"see: {context.command_path} --help" if context is not None else None
+        return InputError.of(error.format_message(), hint)
+    if isinstance(error, OSError) and error.strerror:
+        return TrtrecipeError(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
+    return TrtrecipeError(
+        f"unexpected {type(error).__name__}: {error}", "this is a defect of trtrecipe; --debug shows where it happened"
+    )
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

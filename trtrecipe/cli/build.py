@@ -27,9 +27,7 @@ def build(
     paths: Recipes,
     targets: Targets = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where results are placed.")] = Path("dist"),
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Steps at a time; the CPUs when 0.")] = len(
-        os.sched_getaffinity(0)
-    ),
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Steps at a time.")] = len(os.sched_getaffinity(0)),
     as_json: Json = False,
 ) -> int:
     """Build recipes: run what the store lacks, verify, and place engines with their manifests."""
@@ -41,14 +39,14 @@ def build(
 
     started = time.monotonic()
     machine = this_machine()
-    graph = build_graph(load_all(paths, targets), machine)
+    graph = build_graph(load_all(paths, targets), machine, targets or ())
     with Store(default_root()) as store, watch(sys.stderr) as listener:
         built = run_build(graph, store, machine, jobs, output, listener)
     seconds = round(time.monotonic() - started, 3)
     if as_json:
         documents = [_document(graph, built, recipe, seconds) for recipe in built.recipes]
         several = {"schema": "trtrecipe/builds/v1", "recipes": documents, "seconds": seconds}
-        print_json(documents[0] if len(documents) == 1 else several)
+        print_json(documents[0] if len(paths) == 1 else several)
     else:
         for recipe in built.recipes:
             if len(built.recipes) > 1:
@@ -79,9 +77,10 @@ def _target_document(graph: Graph, built: Built, recipe: RecipeResult, result: T
             artifacts[name] = {"path": short_path(path), "sha256": sha256_bytes(data), "size": len(data)}
         else:
             artifacts[name] = {"path": short_path(path), **asdict(result.artifacts[name])}
-    return {
+    return present({
         "target": result.plan.target.id,
         "status": result.status,
+        "error": result.error,
         "artifacts": artifacts,
         "metrics": result.metrics,
         "gates": [present(asdict(gate)) for gate in result.gates],
@@ -100,7 +99,7 @@ def _target_document(graph: Graph, built: Built, recipe: RecipeResult, result: T
             })
             for step_id, outcome in result.steps
         ],
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def _reason(outcome: Outcome) -> str | None:
@@ -124,8 +123,11 @@ def _print(built: Built, recipe: RecipeResult) -> None:
                 typer.echo(f"{name}: gate {gate.status}: {gate}")
         for note in target.notes:
             typer.echo(f"{name}: {note}")
-        if target.status == "pending":
-            reasons = dict.fromkeys(o.resolution.reason for _, o in target.steps if o.resolution.reason)
+        if target.error:
+            typer.echo(f"{name}: failed: {target.error}")
+        pending = (outcome.resolution for _, outcome in target.steps if outcome.resolution.status == "pending")
+        reasons = [reason for reason in dict.fromkeys(resolution.reason for resolution in pending) if reason]
+        if target.status == "pending" and reasons:
             typer.echo(f"{name}: pending: {'; '.join(reasons)}")
 
 

@@ -7,7 +7,7 @@ import typer
 from trtrecipe.cli.recipes import Json
 from trtrecipe.cli.render import print_json, size, table
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(rich_markup_mode=None)
 
 
 @app.command("info")

@@ -11,7 +11,7 @@ import typer
 
 from trtrecipe.targets.catalog import Catalog, Dialect, Profile, Release, load_catalog
 
-app = typer.Typer(no_args_is_help=True, help="The devices that recipes can name.")
+app = typer.Typer(help="The devices that recipes can name.")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Spec = Annotated[str, typer.Argument(metavar="PROFILE[@JETPACK]", show_default=False)]

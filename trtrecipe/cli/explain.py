@@ -12,10 +12,9 @@ from trtrecipe.cli.render import present, print_json
 from trtrecipe.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    from trtrecipe.plan.graph import Step
     from trtrecipe.plan.reason import Reason
-    from trtrecipe.plan.resolve import Resolution
+    from trtrecipe.plan.resolve import Resolution, Resolver
 
 
 def explain(
@@ -35,12 +34,13 @@ def explain(
     machine = this_machine()
     graph = build_graph(load_all([path]), machine)
     with Store(default_root()) as store:
-        known = resolve_all(graph, resolver_for(graph, store, machine)[0])
-        last = store.read_last(path)
-    names = {planned.name: known[planned.id] for planned in graph.steps.values()}
+        resolver = resolver_for(graph, store, machine)[0]
+        known = resolve_all(graph, resolver)
+        entries = [_entry(planned, known[planned.id], resolver) for planned in graph.steps.values()]
+    names = [entry["step"] for entry in entries]
     if step is not None and step not in names:
         raise InputError.of(f"the recipe has no step {step}", f"its steps: {', '.join(names)}")
-    entries = [_entry(name, names[name], last) for name in names if step in (None, name)]
+    entries = [entry for entry in entries if step in (None, entry["step"])]
     # Root causes first: a step with a reason of its own stands before those that follow from others.
     entries.sort(key=lambda entry: _RANK[entry["status"]] + (0 if entry["root"] else 1))
     if as_json:
@@ -54,15 +54,19 @@ def explain(
 _RANK = {"run": 0, "unable": 0, "unknown": 2, "pending": 4, "hit": 6}
 
 
-def _entry(name: str, resolution: Resolution, last: Mapping[str, Any]) -> dict[str, Any]:
-    reasons = [_reason(reason) for reason in resolution.reasons]
-    why = [present({"text": text, "follows_from": cascade}) for text, cascade in last.get(name, {}).get("why", [])]
+def _entry(step: Step, resolution: Resolution, resolver: Resolver) -> dict[str, Any]:
+    last = resolver.last(step)
+    reasons = list(resolution.reasons)
+    if resolution.status == "hit" and resolution.key is not None:
+        reasons = resolver.changed(step, resolution.key)
+    # Why it last ran is of interest only where nothing has changed since.
+    why = last.why if last is not None and not reasons else ()
     return {
-        "step": name,
+        "step": step.name,
         "status": resolution.status,
-        "root": any("follows_from" not in reason for reason in (reasons or why)),
-        "reasons": reasons,
-        "last_ran_because": why,
+        "root": any(reason.cascade is None for reason in (reasons or why)),
+        "reasons": [_reason(reason) for reason in reasons],
+        "last_ran_because": [_reason(reason) for reason in why],
     }
 
 
@@ -71,12 +75,15 @@ def _reason(reason: Reason) -> dict[str, Any]:
 
 
 def _lines(entry: dict[str, Any]) -> list[str]:
-    if entry["status"] == "hit":
-        if not entry["last_ran_because"]:
-            return [f"{entry['step']}: unchanged"]
-        return [
-            f"{entry['step']}: unchanged; it last ran because",
-            *(f"  {reason['text']}" for reason in entry["last_ran_because"]),
-        ]
-    says = {"run": "will run because", "unknown": "cannot be known yet", "pending": "pending", "unable": "cannot run"}
-    return [f"{entry['step']}: {says[entry['status']]}", *(f"  {reason['text']}" for reason in entry["reasons"])]
+    says = {
+        "run": "will run because",
+        "unknown": "cannot be known yet",
+        "pending": "pending",
+        "unable": "cannot run",
+        "hit": "served from the store, though since the last build",
+    }
+    reasons, says_hit = entry["reasons"], says[entry["status"]]
+    if entry["status"] == "hit" and not reasons:
+        reasons = entry["last_ran_because"]
+        says_hit = "unchanged; it last ran because" if reasons else "unchanged"
+    return [f"{entry['step']}: {says_hit}", *(f"  {reason['text']}" for reason in reasons)]

@@ -23,12 +23,12 @@ def plan(paths: Recipes, targets: Targets = None, as_json: Json = False) -> None
     from trtrecipe.store.store import Store, default_root
 
     machine = this_machine()
-    graph = build_graph(load_all(paths, targets), machine)
+    graph = build_graph(load_all(paths, targets), machine, targets or ())
     with Store(default_root()) as store:
         known = resolve_all(graph, resolver_for(graph, store, machine)[0])
     if as_json:
         documents = [_document(graph, recipe, known) for recipe in graph.recipes]
-        print_json(documents[0] if len(documents) == 1 else {"schema": "trtrecipe/plans/v1", "recipes": documents})
+        print_json(documents[0] if len(paths) == 1 else {"schema": "trtrecipe/plans/v1", "recipes": documents})
         return
     for recipe in graph.recipes:
         if len(graph.recipes) > 1:

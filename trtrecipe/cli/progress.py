@@ -6,7 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
-from trtrecipe.run.events import Event, Finished, Listener, Started
+from trtrecipe.cli.render import KEY_PREFIX
+from trtrecipe.run.events import Damaged, Event, Finished, Listener, Started
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -26,13 +27,17 @@ def watch(stream: TextIO) -> Iterator[Listener]:
 
 
 def _write(stream: TextIO, event: Event) -> None:
-    for line in lines(event):
-        stream.write(f"{line}\n")
-    stream.flush()
+    # A reader that went away must not stop the build.
+    with contextlib.suppress(OSError):
+        for line in lines(event):
+            stream.write(f"{line}\n")
+        stream.flush()
 
 
 def lines(event: Event) -> list[str]:
     """What an event is to a person. Hits say nothing, or a no-op would be a wall of text."""
+    if isinstance(event, Damaged):
+        return [f"a stored file was damaged and is set aside: {event.sha256[:KEY_PREFIX]}; it will be made again"]
     name = event.step.id
     if isinstance(event, Started):
         return [f"{name}: running ({event.resolution.reason})"]
@@ -63,7 +68,7 @@ class _Live:
         """Take in an event."""
         if isinstance(event, Started):
             self._running.append(event.step.id)
-        elif event.step.id in self._running:
+        elif event.step is not None and event.step.id in self._running:
             self._running.remove(event.step.id)
         said = [] if isinstance(event, Started) else lines(event)
         if not self._running and not said and self._status is None:

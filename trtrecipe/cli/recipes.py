@@ -23,7 +23,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 def load_all(paths: Sequence[Path], only: Sequence[str] | None = None) -> list[tuple[Loaded, list[Target]]]:
-    """Every recipe with its (selected) targets. Raises InputError with the problems of all of them."""
+    """Every recipe with its targets. Raises InputError with the problems of all, or an id in `only` that none has."""
     from trtrecipe.recipe.files import check_files
     from trtrecipe.recipe.load import load
     from trtrecipe.recipe.rules import resolve_targets, target_findings
@@ -32,7 +32,7 @@ def load_all(paths: Sequence[Path], only: Sequence[str] | None = None) -> list[t
     problems: list[Problem] = []
     found: list[tuple[Loaded, list[Target]]] = []
     catalog = load_catalog()
-    for path in dict.fromkeys(paths):
+    for path in {path.resolve(): path for path in paths}.values():
         try:
             loaded = load(path, also=target_findings)
         except InputError as error:
@@ -47,20 +47,19 @@ def load_all(paths: Sequence[Path], only: Sequence[str] | None = None) -> list[t
         found.append((loaded, targets))
     if problems:
         raise InputError(problems)
-    return _selected(found, only) if only else found
+    _check_ids(found, only or ())
+    return found
 
 
-def _selected(found: list[tuple[Loaded, list[Target]]], only: Sequence[str]) -> list[tuple[Loaded, list[Target]]]:
+def _check_ids(found: list[tuple[Loaded, list[Target]]], only: Sequence[str]) -> None:
     from trtrecipe.recipe.findings import nearest
 
     known = [target.id for _, targets in found for target in targets]
     for name in only:
         if name not in known:
             meant = nearest(name, known)
-            hint = f"did you mean {meant}?" if meant else f"the recipe has: {', '.join(known)}"
+            hint = f"did you mean {meant}?" if meant else f"there are: {', '.join(known)}"
             raise InputError.of(f"no target has the id {name}", hint)
-    chosen = [(loaded, [target for target in targets if target.id in only]) for loaded, targets in found]
-    return [(loaded, targets) for loaded, targets in chosen if targets]
 
 
 def validate(paths: Recipes, as_json: Json = False) -> None:

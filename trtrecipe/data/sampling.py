@@ -15,6 +15,11 @@ class Sampling:
     seed: int
     at_most: bool = False
 
+    def __str__(self) -> str:
+        if self.samples is None:
+            return "all samples"
+        return f"{'up to ' if self.at_most else ''}{self.samples} samples by seed {self.seed}"
+
 
 def select(count: int, sampling: Sampling) -> list[int]:
     """Ascending indices of the items out of `count` with the smallest SHA-256 of "seed:index".

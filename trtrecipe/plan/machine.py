@@ -28,7 +28,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """`cpu` is the instruction-set level that numeric steps depend on, `model` the CPU's name and core count."""
+    """`cpu`: the instruction-set level that numeric steps depend on. `model`: the CPU's name and the usable cores."""
 
     cpu: str
     model: str
@@ -42,7 +42,7 @@ def this_machine() -> Machine:
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
     architecture = os.uname().machine
     name = fields.get("model name") or architecture
-    return Machine(_cpu_level(architecture, flags), f"{name} x {fields['cpus']}", _gpu())
+    return Machine(_cpu_level(architecture, flags), f"{name} x {len(os.sched_getaffinity(0))}", _gpu())
 
 
 def _cpu_level(architecture: str, flags: set[str]) -> str:
@@ -58,16 +58,15 @@ def _cpu_level(architecture: str, flags: set[str]) -> str:
 
 
 def _cpuinfo() -> dict[str, str]:
+    """The fields of the first processor; empty where the system has no such file."""
     fields: dict[str, str] = {}
-    cpus = 0
     try:
         for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
             key, _, value = line.partition(":")
-            cpus += key.strip() == "processor"
             fields.setdefault(key.strip(), value.strip())
     except OSError:
-        cpus = 0
-    return fields | {"cpus": str(cpus)}
+        return {}
+    return fields
 
 
 def _gpu() -> Gpu | None:

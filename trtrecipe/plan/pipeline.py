@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,15 +25,24 @@ DEFAULT_SAMPLES = 32
 BUILDERS = {"host": "onnxruntime", "rtx": "tensorrt-rtx", "jetson": "trtexec"}
 
 
-def build_graph(recipes: Sequence[tuple[Loaded, Sequence[Target]]], machine: Machine) -> Graph:
-    """The steps of the given targets. Raises InputError where the format of a model cannot be told."""
+def build_graph(
+    recipes: Sequence[tuple[Loaded, Sequence[Target]]], machine: Machine, only: Collection[str] = ()
+) -> Graph:
+    """The steps of the targets, or of those with an id in `only`.
+
+    All targets are planned even then, as what a step is called depends on which targets share it. Raises InputError
+    where the format of a model cannot be told.
+    """
     steps: dict[str, Step] = {}
     planned = []
     for loaded, targets in recipes:
         shared = _Shared.of(loaded)
-        plans = tuple(_plan_target(shared, target, machine, steps) for target in targets)
-        planned.append(RecipePlan(loaded, plans))
-    return Graph(tuple(planned), steps)
+        plans = [_plan_target(shared, target, machine, steps) for target in targets]
+        kept = tuple(plan for plan in plans if not only or plan.target.id in only)
+        if kept:
+            planned.append(RecipePlan(loaded, kept))
+    used = {step_id for recipe in planned for plan in recipe.targets for step_id in plan.steps}
+    return Graph(tuple(planned), {step_id: step for step_id, step in steps.items() if step_id in used})
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,8 @@ class _Adder:
         """The id of the step, which all targets of `scope` can share ("": all that use the model)."""
         filled = asdict(STEPS[kind].Params(**params))
         # Two targets of a scope may still differ, in their dimensions say: the second then has a step of its own.
-        for name in dict.fromkeys((scope, self.target)):
+        # Ids hold no slash, so that no target's name is taken for a dialect's.
+        for name in dict.fromkeys((scope, "/".join(filter(None, dict.fromkeys((scope, self.target)))))):
             step = Step(f"{self.recipe}:{kind}{'@' + name if name else ''}", kind, filled, inputs, pending)
             if self.steps.setdefault(step.id, step) == step:
                 self.used.append(step.id)
@@ -142,7 +152,6 @@ def _plan_calibrate(add: _Adder, shared: _Shared, prepared: StepOutput) -> StepO
     calibration = shared.loaded.recipe.calibration
     assert calibration is not None  # a rule of the recipe: int8 needs it
     samples = _samples(shared.loaded, "calibration", Sampling(calibration.samples, calibration.seed))
-    samples.pop("data.label", None)
     params = {"method": calibration.method, "preprocess": shared.preprocess}
     return StepOutput(add.add("calibrate", "", {"onnx": prepared, **samples}, params), "scales")
 
@@ -177,7 +186,8 @@ def _plan_engine(
         add.add("verify", target.id, {"onnx": artifacts["onnx"], **judged_on}, params, waits)
         waits = "needs a GPU that TensorRT for RTX can run on; this machine has none"
     if runs or (target.gates is not None and target.gates.latency_ms is not None):
-        add.add("benchmark", target.id, built, {"runtime": builder, "dims": dims}, waits)
+        opt = {name: {"opt": span.opt} for name, span in target.dims.items()}
+        add.add("benchmark", target.id, built, {"runtime": builder, "dims": opt}, waits)
     return "engine" if runs else "graph"
 
 
@@ -190,7 +200,6 @@ def _evaluation(loaded: Loaded) -> tuple[Inputs, dict[str, Any]]:
         return _samples(loaded, "evaluation", sampling), metric
     if recipe.calibration is not None:
         samples = _samples(loaded, "calibration", Sampling(DEFAULT_SAMPLES, recipe.calibration.seed, at_most=True))
-        samples.pop("data.label", None)
         return samples, {"metric": None, "output": None}
     return {}, {"metric": None, "output": None}
 

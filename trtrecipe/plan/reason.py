@@ -30,16 +30,27 @@ def lost(what: str, output: str | None) -> Reason:
     return Reason(f"its stored output '{output}' is {what.removeprefix('blob ')}")
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any], origins: Mapping[str, str]) -> list[Reason]:
+def changes(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    origins: Mapping[str, str],
+    sources: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {}),
+) -> list[Reason]:
     """What differs between two key documents of a step, root causes first.
 
-    `origins` maps each input role to the name of the step it comes from, or to "" for what comes from outside.
+    `origins` maps each input role to the name of the step it comes from, or to "" for what comes from outside;
+    `sources` says of both documents, in words, where samples came from.
     """
-    found = list(_changes(before, now, origins))
+    found = list(_changes(before, now, origins, sources))
     return sorted(found, key=lambda reason: reason.cascade is not None)
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[Reason]:
+def _changes(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    origins: Mapping[str, str],
+    sources: tuple[Mapping[str, str], Mapping[str, str]],
+) -> Iterator[Reason]:
     for path, old, new in _differences(before, now):
         section, *rest = path
         name = ".".join(rest)
@@ -47,6 +58,8 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any], origins: Mapping
             origin = origins.get(name, "")
             if origin:
                 yield Reason(f"'{name}' from {origin} changed: {_digest(old)} -> {_digest(new)}", cascade=origin)
+            elif (said := sources[0].get(name)) != (says := sources[1].get(name)) and said and says:
+                yield Reason(f"{_outside(name)}: {said} -> {says}")
             else:
                 yield Reason(f"{_outside(name)} changed: {_digest(old)} -> {_digest(new)}")
         elif section == "tools":

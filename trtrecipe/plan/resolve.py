@@ -8,6 +8,7 @@ from typing import Any
 
 from trtrecipe.digest import sha256_json
 from trtrecipe.plan.graph import Graph, Step, StepOutput
+from trtrecipe.plan.last import LastStep, sources_in_words
 from trtrecipe.plan.machine import Machine
 from trtrecipe.plan.reason import NEW, Reason, changes, lost, waits_for
 from trtrecipe.plan.sources import Source
@@ -42,14 +43,14 @@ class Resolution:
 
 
 class Resolver:
-    """Resolves steps against a store. `last` maps recipe name → step name → key of the recipe's last build."""
+    """Resolves steps against a store. `last` maps recipe name → step name → what is kept of the last build."""
 
     def __init__(
         self,
         store: Store,
         sources: Mapping[Source, str],
         machine: Machine,
-        last: Mapping[str, Mapping[str, str]],
+        last: Mapping[str, Mapping[str, LastStep]],
     ) -> None:
         self._store = store
         self._sources = sources
@@ -107,18 +108,34 @@ class Resolver:
         return Resolution("run", key, tuple(self._why(step, key, document)), document)
 
     def _why(self, step: Step, key: str, document: Mapping[str, Any]) -> list[Reason]:
-        last = self._last.get(step.id.partition(":")[0], {}).get(step.name)
+        last = self.last(step)
         if last is None:
             return [NEW]
-        if last == key:
+        if last.key == key:
             return [Reason("the store no longer has its result")]
-        try:
-            before = self._store.records.read(last)
-        except DamagedRecordError:
-            before = None
+        before = self._key_document_of(last.key)
         if before is None:
             return [Reason("changed since its last run, of which the store no longer has the record")]
-        return changes(before.key_document, document, origins(step))
+        return changes(before, document, origins(step), (last.sources, sources_in_words(step)))
+
+    def last(self, step: Step) -> LastStep | None:
+        """What is kept of the step's part in the recipe's last build."""
+        return self._last.get(step.id.partition(":")[0], {}).get(step.name)
+
+    def changed(self, step: Step, key: str) -> list[Reason]:
+        """What is different from the last build for a step that the store can serve all the same."""
+        last = self.last(step)
+        if last is None or last.key == key:
+            return []
+        document = self._key_document_of(key)
+        return [] if document is None else self._why(step, key, document)
+
+    def _key_document_of(self, key: str) -> Mapping[str, Any] | None:
+        try:
+            record = self._store.records.read(key)
+        except DamagedRecordError:
+            return None
+        return None if record is None else record.key_document
 
 
 def origins(step: Step) -> dict[str, str]:

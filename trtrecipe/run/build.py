@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from trtrecipe.errors import InputError
-from trtrecipe.plan.graph import Graph
+from trtrecipe.errors import InputError, StoreError
+from trtrecipe.plan.graph import Graph, RecipePlan
+from trtrecipe.plan.last import LastStep, dump, parse, sources_in_words
 from trtrecipe.plan.machine import Machine
 from trtrecipe.plan.resolve import Resolver
 from trtrecipe.plan.sources import ModelSource, SampleSource, Source, digest_sources
-from trtrecipe.run.events import Listener, Outcome
+from trtrecipe.run.events import Damaged, Listener, Outcome
 from trtrecipe.run.place import place
 from trtrecipe.run.results import RecipeResult, results
 from trtrecipe.run.scheduler import Scheduler
 from trtrecipe.store.blobs import DamagedBlobError
 from trtrecipe.store.store import Store
+
+PASSES = 3  # a pass after each that found a damaged file while placing
 
 
 @dataclass(frozen=True)
@@ -30,41 +32,55 @@ class Built:
 
 
 def resolver_for(graph: Graph, store: Store, machine: Machine) -> tuple[Resolver, dict[Source, str]]:
-    """A resolver that knows the sources' digests and the keys of the last build. Raises InputError."""
+    """A resolver that knows the sources' digests and the recipes' last builds. Raises InputError."""
     given = (source for step in graph.steps.values() for source in step.inputs.values())
     sources = digest_sources((s for s in given if isinstance(s, (ModelSource, SampleSource))), store.stat)
-    last = {recipe.name: last_keys(store.read_last(recipe.loaded.path)) for recipe in graph.recipes}
+    last = {recipe.name: parse(store.read_last(recipe.loaded.path)) for recipe in graph.recipes}
     return Resolver(store, sources, machine, last), sources
-
-
-def last_keys(last: Mapping[str, Any]) -> dict[str, str]:
-    """Step name → key, from what `remember` kept."""
-    return {name: entry["key"] for name, entry in last.items()}
 
 
 def build(graph: Graph, store: Store, machine: Machine, jobs: int, output: Path, listener: Listener) -> Built:
     """Build and place everything that can be. Raises InputError, StoreError; KeyboardInterrupt passes through."""
-    _check_output(output)
+    _check_output(graph, output)
     outcomes: dict[str, Outcome] = {}
-    for last_try in (False, True):
+    for _ in range(PASSES):
         resolver, sources = resolver_for(graph, store, machine)
-        outcomes = _merge(outcomes, Scheduler(graph, resolver, store, sources, jobs, listener).run())
-        made = results(graph, outcomes)
+        scheduler = Scheduler(graph, resolver, store, sources, jobs, listener)
         try:
-            placed = {
-                (recipe.plan.name, target.plan.target.id): place(graph, recipe.plan, target, store, output)
-                for recipe in made
-                for target in recipe.targets
-            }
-            break
+            scheduler.run()
+        finally:
+            # What finished is explained later, also if the rest was interrupted or cannot be placed.
+            outcomes = _merge(outcomes, scheduler.outcomes)
+            for recipe in graph.recipes:
+                _remember(store, resolver, graph, outcomes, recipe)
+        try:
+            return _place_all(graph, results(graph, outcomes), store, output)
         except DamagedBlobError as damage:
-            # Its stat was in order, its bytes were not: set it aside, and the steps that made it run again.
+            # Its stat was in order, its bytes were not: set it aside, and the step that made it runs again.
             store.blobs.set_aside(damage.blob.sha256)
-            if last_try:
-                raise
-    for recipe in graph.recipes:
-        remember(store, recipe.loaded.path, graph, outcomes, recipe.name)
-    return Built(made, placed)
+            listener(Damaged(None, damage.blob.sha256))
+    raise StoreError(
+        f"files in the store {store.root} are damaged as fast as they are made",
+        "check that disk, or set TRTRECIPE_STORE to a folder on another",
+    )
+
+
+def _place_all(graph: Graph, made: tuple[RecipeResult, ...], store: Store, output: Path) -> Built:
+    """Place every target; one that cannot be placed has failed, and the others are none the worse for it."""
+    placed: dict[tuple[str, str], Mapping[str, Path]] = {}
+    recipes = []
+    for recipe in made:
+        targets = []
+        for target in recipe.targets:
+            where = recipe.plan.name, target.plan.target.id
+            try:
+                placed[where] = place(graph, recipe.plan, target, store, output)
+                targets.append(target)
+            except StoreError as error:
+                placed[where] = {}
+                targets.append(replace(target, status="failed", error=f"{error.message}; {error.hint}"))
+        recipes.append(replace(recipe, targets=tuple(targets)))
+    return Built(tuple(recipes), placed)
 
 
 def _merge(first: Mapping[str, Outcome], second: Mapping[str, Outcome]) -> dict[str, Outcome]:
@@ -75,30 +91,41 @@ def _merge(first: Mapping[str, Outcome], second: Mapping[str, Outcome]) -> dict[
     }
 
 
-def remember(store: Store, path: Path, graph: Graph, outcomes: Mapping[str, Outcome], recipe: str) -> None:
+def _remember(
+    store: Store, resolver: Resolver, graph: Graph, outcomes: Mapping[str, Outcome], recipe: RecipePlan
+) -> None:
     """Keep each finished step's key, and why it last ran, for the next `explain`. Raises StoreError."""
-    before = store.read_last(path)
-    now = dict(before)
+    raw = store.read_last(recipe.loaded.path)
+    now = parse(raw)
     for step_id, outcome in outcomes.items():
-        step = graph.steps[step_id]
-        key = outcome.resolution.key
-        if step_id.partition(":")[0] != recipe or outcome.status not in ("ran", "hit"):
+        step, key = graph.steps[step_id], outcome.resolution.key
+        if step_id.partition(":")[0] != recipe.name or outcome.status not in ("ran", "hit") or key is None:
             continue
-        if outcome.status == "ran" and outcome.why is not None:
-            why = [[reason.text, reason.cascade] for reason in outcome.why.reasons]
+        before = now.get(step.name)
+        if outcome.why is not None:
+            why = outcome.why.reasons
+        elif before is not None and before.key != key:
+            why = tuple(resolver.changed(step, key))
         else:
-            why = before.get(step.name, {}).get("why", [])
-        now[step.name] = {"key": key, "why": why}
-    if now != before:
-        store.write_last(path, now)
+            why = before.why if before is not None else ()
+        now[step.name] = LastStep(key, why, sources_in_words(step))
+    value = {name: dump(last) for name, last in now.items()}
+    if value != raw:
+        store.write_last(recipe.loaded.path, value)
 
 
-def _check_output(output: Path) -> None:
-    """Find out before an hour of work that results could not be placed."""
-    folder = output.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir():
-        raise InputError.of(f"the output folder {output} cannot be made: {folder} is a file", "use --output FOLDER")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError.of(f"the output folder {output} cannot be written to", "use --output FOLDER")
+def _check_output(graph: Graph, output: Path) -> None:
+    """Find out before an hour of work that results could not be placed. Raises InputError."""
+    for recipe in graph.recipes:
+        for target in recipe.targets:
+            folder = output.absolute() / recipe.name / target.target.id
+            try:
+                while not os.path.lexists(folder):
+                    folder = folder.parent
+                usable, writable = folder.is_dir(), os.access(folder, os.W_OK | os.X_OK)
+            except OSError as error:
+                raise InputError.of(f"the output folder {output}: {error.strerror}", "use --output FOLDER") from None
+            if not usable:
+                raise InputError.of(f"results cannot be placed in {output}: {folder} is no folder", "move it away")
+            if not writable:
+                raise InputError.of(f"the output folder {folder} cannot be written to", "use --output FOLDER")

@@ -49,5 +49,13 @@ class Finished:
     outcome: Outcome
 
 
-Event = Started | Waiting | Finished
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A file in the store is not what it should be; it was set aside, and the step that made it runs again."""
+
+    step: Step | None
+    sha256: str
+
+
+Event = Started | Waiting | Finished | Damaged
 Listener = Callable[[Event], None]

@@ -44,7 +44,9 @@ def _limits(
 ) -> Iterator[tuple[str, float, str, float | None]]:
     if gates is None:
         if precision != "int8":
-            yield "cosine", DEFAULT_COSINE, ">=", metrics.get("cosine")
+            # A model may have no floating-point output; its integers are then compared one by one.
+            name = "equal" if "equal" in metrics and "cosine" not in metrics else "cosine"
+            yield name, DEFAULT_COSINE, ">=", metrics.get(name)
         return
     accuracy, reference = metrics.get("accuracy"), metrics.get("reference_accuracy")
     if gates.accuracy is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from trtrecipe import __version__
 from trtrecipe.digest import sha256_file
+from trtrecipe.errors import StoreError
 from trtrecipe.plan.graph import Graph, RecipePlan
 from trtrecipe.plan.tools import version
 from trtrecipe.run.results import TargetResult
@@ -48,7 +49,7 @@ def place(graph: Graph, recipe: RecipePlan, result: TargetResult, store: Store, 
             if name not in wanted and _digest_or_none(folder / name) == sha256
         }
         manifest_path = folder / MANIFEST
-        if absent or stale or not manifest_path.is_file() or manifest_path.read_bytes() != manifest:
+        if absent or stale or not _is_plain(manifest_path) or manifest_path.read_bytes() != manifest:
             _write(folder, absent, stale, manifest, store)
     except OSError as error:
         raise explain_oserror(error, folder, "output folder") from error
@@ -59,6 +60,11 @@ def _write(folder: Path, absent: Mapping[str, Blob], stale: Mapping[str, str], m
     import shutil
 
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".placing-*"):  # by a build that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    for name in (*absent, MANIFEST):
+        if (folder / name).is_dir() and not (folder / name).is_symlink():
+            raise StoreError(f"{folder / name} is a folder, where a result belongs", "move it away")
     staging = folder / f".placing-{os.urandom(4).hex()}"
     staging.mkdir()
     try:
@@ -75,26 +81,33 @@ def _write(folder: Path, absent: Mapping[str, Blob], stale: Mapping[str, str], m
 
 
 def _is_there(path: Path, blob: Blob, store: Store) -> bool:
-    if not path.is_file() or path.is_symlink() or path.stat().st_size != blob.size:
+    if not _is_plain(path) or path.stat().st_size != blob.size:
         return False
     return store.stat.digest(path, "", lambda: sha256_file(path)) == blob.sha256
 
 
 def _digest_or_none(path: Path) -> str | None:
-    return sha256_file(path) if path.is_file() and not path.is_symlink() else None
+    return sha256_file(path) if _is_plain(path) else None
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether a regular file is there, and no link to one."""
+    return path.is_file() and not path.is_symlink()
 
 
 def _read_manifest(folder: Path) -> dict[str, str]:
     """File name → SHA-256 as an earlier build placed them; empty where no readable manifest is."""
     try:
+        if not _is_plain(folder / MANIFEST):
+            return {}
         artifacts = json.loads((folder / MANIFEST).read_bytes())["artifacts"]
         return {entry["file"]: entry["sha256"] for entry in artifacts.values() if entry["file"] in FILES.values()}
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
 
 def _manifest_text(graph: Graph, recipe: RecipePlan, result: TargetResult) -> str:
-    """The manifest: made from records alone, so that the same results always give the same text."""
+    """The manifest: made from keys and records, so that the same results always give the same text."""
     target = result.plan.target
     tools: dict[str, str | None] = {"trtrecipe": __version__}
     steps: list[dict[str, Any]] = []

@@ -11,18 +11,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# What a step may see of the environment; anything else could change its result unseen.
+# What a step may see of the environment: where programs, libraries and the GPU are, and how Python is to behave.
 _PASSED = (
     "PATH", "HOME", "USER", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "CUDA_VISIBLE_DEVICES",
-    "NVIDIA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "PYTHONPATH", "PYTHONHASHSEED", "PYTHONDONTWRITEBYTECODE",
-    "PYTHONPYCACHEPREFIX", "PYTHONUSERBASE", "VIRTUAL_ENV", "COVERAGE_PROCESS_START",
+    "NVIDIA_VISIBLE_DEVICES", "PYTHONHASHSEED", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX", "VIRTUAL_ENV",
 )  # fmt: skip
 _FIXED = {"LC_ALL": "C.UTF-8", "TZ": "UTC", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+
+
+# The worker imports from where this process does, and from no folder that happens to be the current one. Until its path
+# is set it imports nothing but `sys`, which is built in.
+_PROGRAM = "import sys; sys.path[:] = sys.argv[1].split(chr(10)); from trtrecipe.run.worker import main; main()"
 
 
 def step_environment() -> dict[str, str]:
     """The environment of a worker process."""
     return {name: os.environ[name] for name in _PASSED if name in os.environ} | _FIXED
+
+
+def _import_path() -> list[str]:
+    package = Path(__file__).parents[2]
+    return list(dict.fromkeys([*(str(Path(entry).absolute()) for entry in sys.path if entry), str(package)]))
 
 
 class WorkerProcess:
@@ -35,7 +44,7 @@ class WorkerProcess:
         self.log = log
         with log.open("wb") as log_file:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "trtrecipe.run.worker"],
+                [sys.executable, "-c", _PROGRAM, "\n".join(_import_path())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log_file,
@@ -72,7 +81,7 @@ class WorkerProcess:
         if code == 0 and isinstance(answer, dict):
             return answer
         if code < 0:
-            name = signal.Signals(-code).name
+            name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
             hint = "the machine may be out of memory" if code == -signal.SIGKILL else None
             return {"status": "failed", "error": f"its process was ended by {name}", "hint": hint}
         return {"status": "failed", "error": f"its process ended with exit code {code} and no answer"}
@@ -92,7 +101,10 @@ class WorkerProcess:
 
     def keep_log(self) -> str | None:
         """The path of what the step's tools printed; None, and no file, when they printed nothing."""
-        if self.log.stat().st_size:
-            return str(self.log)
-        self.log.unlink()
+        try:
+            if self.log.stat().st_size:
+                return str(self.log)
+        except OSError:
+            return None
+        self.log.unlink(missing_ok=True)
         return None

@@ -28,6 +28,7 @@ class TargetResult:
     gates: tuple[Verdict, ...]
     notes: tuple[str, ...]
     steps: tuple[tuple[str, Outcome], ...]
+    error: str | None = None  # why what was built could not be placed
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def _metrics(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     if "accuracy" in reference:
         metrics["reference_accuracy"] = reference["accuracy"]
-    for name in ("accuracy", "agreement", "cosine", "max_abs_error", "samples", "evaluated"):
+    for name in ("accuracy", "agreement", "cosine", "cosine_worst", "equal", "max_abs_error", "samples", "evaluated"):
         if name in verify:
             metrics[name] = verify[name]
     for name in ("latency_ms", "throughput", "batch", "conditions"):
@@ -87,6 +88,6 @@ def _status(steps: tuple[tuple[str, Outcome], ...], gates: tuple[Verdict, ...]) 
         return "failed"
     if any(gate.status == "missed" for gate in gates):
         return "gate-failed"
-    if "pending" in ended:
+    if "pending" in ended or any(gate.status == "pending" for gate in gates):
         return "pending"
     return "cached" if ended <= {"hit"} else "built"

@@ -13,7 +13,7 @@ from typing import Any
 from trtrecipe.plan.graph import Graph, Step, StepOutput
 from trtrecipe.plan.resolve import Resolution, Resolver
 from trtrecipe.plan.sources import SampleSource, Source
-from trtrecipe.run.events import Finished, Listener, Outcome, Started, Waiting
+from trtrecipe.run.events import Damaged, Finished, Listener, Outcome, Started, Waiting
 from trtrecipe.run.process import WorkerProcess
 from trtrecipe.steps.registry import STEPS
 from trtrecipe.store.records import Record
@@ -57,8 +57,13 @@ class Scheduler:
             for before in self._needs[step.id]:
                 self._needed_by[before].append(step.id)
 
-    def run(self) -> dict[str, Outcome]:
-        """Build everything that can be built; how each step ended. KeyboardInterrupt stops the workers and passes."""
+    @property
+    def outcomes(self) -> Mapping[str, Outcome]:
+        """How steps ended so far."""
+        return self._outcomes
+
+    def run(self) -> None:
+        """Build everything that can be built. KeyboardInterrupt stops the workers and passes."""
         selector = selectors.DefaultSelector()
         try:
             self._resolve(deque(step_id for step_id, needs in self._needs.items() if not needs))
@@ -67,6 +72,8 @@ class Scheduler:
                 self._wake()
                 while self._may_start():
                     step_id = heapq.heappop(self._ready)[2]
+                    if self._repeated and not self._is_still_to_run(step_id):
+                        continue
                     if self._is_running(self._known[step_id].key):
                         self._look_again_at(step_id)
                         continue
@@ -87,7 +94,6 @@ class Scheduler:
                 worker.kill()
                 worker.log.unlink(missing_ok=True)
             selector.close()
-        return self._outcomes
 
     def _resolve(self, open_steps: deque[str]) -> None:
         """Settle every step whose inputs are known, as far as hits carry."""
@@ -188,9 +194,11 @@ class Scheduler:
             self._listener(Waiting(step))
             self._look_again_at(step.id)
             return
-        elif status == "damaged" and self._repeat_producer(step, answer["sha256"]):
-            worker.log.unlink(missing_ok=True)
-            return
+        elif status == "damaged":
+            self._listener(Damaged(step, answer["sha256"]))
+            if self._repeat_producer(step, answer["sha256"]):
+                worker.log.unlink(missing_ok=True)
+                return
         error = answer.get("error", "an input in the store is damaged, also after it was made again")
         log = worker.keep_log()
         failed = Resolution("failed", before.key)
@@ -221,6 +229,16 @@ class Scheduler:
             return False
         kinds = {self._graph.steps[step_id].kind for step_id in (*self._running, self._ready[0][2])}
         return not self._running or not kinds & _ALONE
+
+    def _is_still_to_run(self, step_id: str) -> bool:
+        """Look at a ready step once more: an input may have been made again, to other bytes, since it became ready."""
+        step = self._graph.steps[step_id]
+        before = self._known[step_id]
+        now = self._resolver.resolve(step, self._known)
+        if now.key == before.key:
+            return True
+        self._resolve(deque([step_id]))
+        return False
 
     def _is_running(self, key: str | None) -> bool:
         """Whether another step of this build, with the same key, is at work: two dialects may need the same graph."""

@@ -21,6 +21,7 @@ from trtrecipe.data.sampling import Sampling
 from trtrecipe.data.sources import DataError, write_samples
 from trtrecipe.errors import Problem, StepError, TrtrecipeError
 from trtrecipe.plan.sources import ModelSource, source_digest
+from trtrecipe.plan.tools import version
 from trtrecipe.steps.registry import STEPS
 from trtrecipe.store.blobs import Blob, DamagedBlobError, explain_oserror
 from trtrecipe.store.records import Record
@@ -99,6 +100,7 @@ def _failure(error: TrtrecipeError) -> dict[str, Any]:
 
 def _run(store: Store, request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     module = STEPS[request["kind"]]
+    _check_tools(request["key_document"]["tools"])
     inputs_folder, out = folder / "in", folder / "out"
     inputs_folder.mkdir()
     out.mkdir()
@@ -120,6 +122,16 @@ def _run(store: Store, request: Mapping[str, Any], folder: Path) -> dict[str, An
         _check_unchanged(store, source)
     store.publish(request["key"], request["key_document"], files, measurements)
     return {"status": "ran", "seconds": round(seconds, 3)}
+
+
+def _check_tools(tools: Mapping[str, str]) -> None:
+    """What this process would import must be what the key says."""
+    for tool, expected in tools.items():
+        if version(tool) != expected:
+            raise StepError(
+                f"{tool} is {version(tool) or 'not installed'} here and was {expected} when the build was planned",
+                "run the build again once no installation is under way",
+            )
 
 
 def _bring(store: Store, source: Mapping[str, Any], target: Path) -> Path:
@@ -150,7 +162,3 @@ def _check_unchanged(store: Store, source: Mapping[str, Any]) -> None:
         raise StepError(error.message, error.hint) from None
     if digest != source["sha256"]:
         raise FileChangedError(path)
-
-
-if __name__ == "__main__":
-    main()

@@ -22,7 +22,7 @@ NOISY = 0.1
 
 @dataclass(frozen=True)
 class Params:
-    """`dims`: name → {"min", "opt", "max"}; open axes are timed at opt."""
+    """`dims`: name → {"opt"}: the size that open axes are timed at."""
 
     runtime: str
     dims: dict[str, dict[str, int]] = field(default_factory=dict)
