@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.calibrate import CalibrationDataReader, create_calibrator
 
-from trtrecipe.data.batches import Batch, Samples, batches
+from trtrecipe.data.batches import Batch, Samples, batches, load
 from trtrecipe.errors import StepError
 from trtrecipe.graphs.interface import interface
-from trtrecipe.quant.calibrate import Observed, observe
+from trtrecipe.quant.calibrate import Observed, _declared, _measured, observe
 from trtrecipe.quant.histogram import MANTISSA, Histogram
 from trtrecipe.quant.methods import METHODS
 from trtrecipe.steps import calibrate as step
@@ -80,20 +81,63 @@ def test_result_does_not_depend_on_the_batch_the_memory_or_the_order() -> None:
     assert all_bytes(observed(RNG.permutation(NORMAL))) == whole
 
 
-def test_samples_run_one_by_one_as_elu_depends_on_the_batch(tmp_path: Path) -> None:
-    """The step's result for one sample is that of the sample in any company."""
-    given = model()
-    given.graph.node[1].op_type = "Elu"
-    onnx.save(given, tmp_path / "model.onnx")
+def test_the_scales_file_is_the_same_for_every_order_and_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples run one by one: what Elu computes depends on the batch in its last bit."""
+    sizes = []
 
-    def scales(x: np.ndarray, name: str) -> bytes:
+    def watched(*arguments: object) -> Iterator[Batch]:
+        for batch in batches(*arguments):
+            sizes.append(batch.size)
+            yield batch
+
+    def scales(x: np.ndarray, name: str, **limits: int) -> bytes:
         (tmp_path / name).mkdir()
         np.save(tmp_path / name / "x.npy", x)
         inputs = {"onnx": tmp_path / "model.onnx", "data.x": tmp_path / name / "x.npy"}
-        step.run(step.Params("minmax"), inputs, tmp_path / name)
+        step.run(step.Params("entropy"), inputs, tmp_path / name, **limits)
         return (tmp_path / name / "scales.json").read_bytes()
 
-    assert scales(NORMAL, "one") == scales(NORMAL[::-1], "other")
+    given = model()
+    given.graph.node[1].op_type = "Elu"
+    onnx.save(given, tmp_path / "model.onnx")
+    monkeypatch.setattr("trtrecipe.data.batches.batches", watched)
+    assert scales(NORMAL, "one") == scales(NORMAL[::-1], "other") == scales(NORMAL, "little memory", memory=1)
+    assert set(sizes) == {1}
+
+
+def over_the_batch(operator: str, **attributes: object) -> onnx.ModelProto:
+    """The model with `operator` instead of its Abs."""
+    given = model()
+    given.graph.node[2].CopyFrom(helper.make_node(operator, ["r"], ["a"], "abs", **attributes))
+    return given
+
+
+def test_a_tensor_that_depends_on_other_samples_is_named() -> None:
+    with pytest.raises(StepError, match="tensor a, the input of MatMul second, has other values when two") as caught:
+        observed(NORMAL, over_the_batch("Softmax", axis=0))
+    assert "first axis" in caught.value.hint
+
+
+def test_a_tensor_that_depends_on_its_own_sample_alone_is_not() -> None:
+    """Wherever the samples are: the transposed tensor has them along its second axis, then mixed into its first."""
+    for given in (over_the_batch("Softmax", axis=1), over_the_batch("Elu"), over_the_batch("HardSwish")):
+        given.opset_import[0].version = 14
+        observed(NORMAL[:3], given)
+    given = over_the_batch("Transpose", perm=[1, 0])
+    given.graph.node[3].CopyFrom(helper.make_node("MatMul", ["flat", "one"], ["y"], "second"))
+    given.graph.node.insert(3, helper.make_node("Reshape", ["a", "rows"], ["flat"], "rows"))
+    given.graph.initializer.append(numpy_helper.from_array(np.int64([-1, 1]), "rows"))
+    given.graph.initializer.append(numpy_helper.from_array(np.ones((1, 1), np.float32), "one"))
+    assert observed(NORMAL[:3], given).histograms["flat"].count == 12
+
+
+def test_where_the_batch_is_fixed_samples_may_depend_on_each_other() -> None:
+    fixed = over_the_batch("Softmax", axis=0)
+    for value in (*fixed.graph.input, *fixed.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 2
+    assert observed(NORMAL[:4], fixed).histograms["a"].count == 16
 
 
 def test_parts_of_the_data_merge_to_the_whole() -> None:
@@ -120,6 +164,38 @@ def test_groups_are_as_few_as_the_memory_allows() -> None:
         observe(given, counting, memory)
         assert len(calls) == times
     assert given.SerializeToString() == before
+
+
+def test_sizes_are_declared_or_measured() -> None:
+    """The size of Abs's output is not in the graph at first; a wrong guess of it would pass unseen elsewhere."""
+    bare, told = model(), onnx.shape_inference.infer_shapes(model())
+    for size, fixed in ((1, False), (5, False), (16, True)):
+        batch = next(feeds(model(batch=16) if fixed else bare, NORMAL, size))
+        expected = {"x": 4 * size, "a": 4 * size}
+        assert _declared(bare, ["x", "a"], batch) == {"x": 4 * size}
+        assert _declared(told, ["x", "a"], batch) == expected
+        assert _measured(bare, ["x", "a"], batch) == expected
+
+
+def test_a_batch_leaves_no_pages_of_the_samples_file_behind(tmp_path: Path) -> None:
+    """Memory must not grow with the number of samples."""
+    if not Path("/proc/self/smaps").is_file():
+        pytest.skip("only Linux tells")
+    np.save(tmp_path / "x.npy", np.ones((50_000, 64), np.float32))
+
+    def resident() -> int:
+        lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+        found = next(line for line in lines if line.endswith("x.npy"))
+        assert found
+        return next(int(line.split()[1]) for line in lines if line.startswith("Rss:"))
+
+    given = interface(model())
+    wide = replace(given, inputs=(replace(given.inputs[0], shape=("n", 64)),))
+    samples = load({"data.x": tmp_path / "x.npy"}, wide, {})
+    assert resident() == 0
+    most = max(resident() for _ in batches(samples, wide, {}, 5_000))
+    assert most == 0
+    assert samples.arrays["x"].sum() == 50_000 * 64
 
 
 def test_samples_that_fill_the_last_batch_do_not_count() -> None:

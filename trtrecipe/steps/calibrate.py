@@ -30,7 +30,7 @@ MEMORY = 512 << 20
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path, *, memory: int = MEMORY) -> Mapping[str, Any]:
-    """With "onnx" (prepared), "data.*" → scales.json; measures samples and tensors.
+    """With "onnx" (prepared), "data.*" → scales.json; measures samples, tensors, passes.
 
     `memory`: bytes that observing may take beside the model. It is a limit and not a parameter: the result is the same.
     """
@@ -49,4 +49,9 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path, *, memory: int = 
     ranges = {name: (histogram.min, histogram.max) for name, histogram in observed.histograms.items()}
     document = scales.dump(scales.Scales(params.method, samples.count, thresholds, ranges))
     (out / OUTPUTS["scales"]).write_bytes(document)
-    return {"samples": samples.count, "tensors": len(thresholds), "notes": list(observed.notes)}
+    return {
+        "samples": samples.count,
+        "tensors": len(thresholds),
+        "passes": observed.passes,
+        "notes": list(observed.notes),
+    }
