@@ -202,7 +202,9 @@ def machine(*distributions: str) -> str:
         platform.machine(),
     )
     versions = [f"{name} {metadata.version(name)}" for name in distributions]
-    return f"{name}, {os.cpu_count()} cores; " + ", ".join([f"Python {platform.python_version()}", *versions])
+    listed = ", ".join([f"Python {platform.python_version()}", *versions])
+    # This program keeps one core busy by itself; what is beyond that was someone else's work.
+    return f"{name}, {os.cpu_count()} cores, load {os.getloadavg()[1]:.1f} in the last five minutes; {listed}"
 
 
 def report(section: str, body: str, write: bool) -> None:

@@ -89,7 +89,7 @@ def _write_inputs(folder: Path, shape: str, size: int) -> None:
 
 
 def _name(tool: str, shape: str, size: int) -> str:
-    return f"{tool}, {size:,} steps, {shape}"
+    return f"{tool}, {size:,} steps, {shape}" if size > 1 else f"{tool}, 1 step"
 
 
 def _table(medians: Mapping[str, Sample]) -> str:

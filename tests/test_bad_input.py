@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from support.projects import Project, make_project
+from support.projects import Project
 
 from trtrecipe.cli.app import run
 from trtrecipe.data.sampling import Sampling, select
@@ -115,18 +115,6 @@ CASES: dict[str, tuple[Edit, int, str, str, str | None]] = {
     "which NX": (recipe(lambda r: r.update(targets=["jetson-nx@5.1.4"])), 2, "jetson-xavier-nx", "", "jetson-nx@5.1.4"),
     "the same target twice": (recipe(lambda r: r.update(targets=["host", "host"])), 2, "same id", "name", "host"),
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project whose last build was good, with its store and results."""
-    folder = tmp_path_factory.mktemp("built")
-    project = make_project(folder / "project")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRTRECIPE_STORE", str(folder / "store"))
-        patch.chdir(folder)
-        assert run(["build", str(project.recipe)]) == 0
-    return folder
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -37,24 +37,12 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
     return call
 
 
-@pytest.fixture(scope="session")
-def built_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A project and the store of its first build, to be copied by tests that need a build behind them."""
-    folder = tmp_path_factory.mktemp("built")
-    project = make_project(folder / "project")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRTRECIPE_STORE", str(folder / "store"))
-        patch.chdir(folder)
-        assert run(["build", str(project.recipe)]) == 0
-    return folder / "project", folder / "store"
-
-
 @pytest.fixture
-def project(built_once: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+def project(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     """The built project in a folder, with a store, of the test's own."""
     # Keys of the last build go by the recipe's path, so the copy is built once more, all from the store.
-    shutil.copytree(built_once[0], tmp_path / "project")
-    shutil.copytree(built_once[1], tmp_path / "store")
+    shutil.copytree(built / "project", tmp_path / "project")
+    shutil.copytree(built / "store", tmp_path / "store")
     monkeypatch.setenv("TRTRECIPE_STORE", str(tmp_path / "store"))
     monkeypatch.chdir(tmp_path)
     assert run(["build", str(tmp_path / "project" / "recipe.yaml"), "-o", str(tmp_path / "work" / "dist")]) == 0

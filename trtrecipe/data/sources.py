@@ -7,16 +7,13 @@ NumPy is needed only for arrays in Fortran order; planning a build must not impo
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import math
 import re
 import struct
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import IO
 
@@ -94,10 +91,14 @@ def _open(path: Path, member: str | None) -> Iterator[tuple[IO[bytes], int | Non
         with path.open("rb") as file:
             yield file, path.stat().st_size, path.name
         return
+    import zipfile
+
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
             if member not in names:
+                from difflib import get_close_matches
+
                 close = get_close_matches(member, names, 1)
                 hint = f"did you mean {close[0]}?" if close else None
                 raise DataError(f"{path.name} has no array '{member}'; it has: {', '.join(names)}", hint, field="array")
@@ -108,6 +109,8 @@ def _open(path: Path, member: str | None) -> Iterator[tuple[IO[bytes], int | Non
 
 
 def _read_header(file: IO[bytes], what: str) -> Header:
+    import ast
+
     start = file.read(8)
     if start[:6] != b"\x93NUMPY" or len(start) < 8 or start[6] not in (1, 2, 3):
         raise DataError(f"{what} is not in NumPy's .npy format", "write it with numpy.save or numpy.savez")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trtrecipe.plan.sources import Source
-from trtrecipe.recipe.load import Loaded
-from trtrecipe.targets.spec import Target
+
+if TYPE_CHECKING:  # the recipe's own frozen values pass through; nothing here needs pydantic
+    from trtrecipe.recipe.load import Loaded
+    from trtrecipe.targets.spec import Target
 
 
 @dataclass(frozen=True, slots=True)

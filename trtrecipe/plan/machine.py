@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import platform
+import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -41,8 +40,9 @@ def this_machine() -> Machine:
     """Read once per process; takes about a millisecond without a GPU."""
     fields = _cpuinfo()
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
-    name = fields.get("model name") or platform.processor() or platform.machine()
-    return Machine(_cpu_level(platform.machine(), flags), f"{name} x {fields['cpus']}", _gpu())
+    architecture = os.uname().machine
+    name = fields.get("model name") or architecture
+    return Machine(_cpu_level(architecture, flags), f"{name} x {fields['cpus']}", _gpu())
 
 
 def _cpu_level(architecture: str, flags: set[str]) -> str:
@@ -73,6 +73,8 @@ def _cpuinfo() -> dict[str, str]:
 def _gpu() -> Gpu | None:
     if not Path("/dev/nvidiactl").exists() and not Path("/dev/dxg").exists():
         return None
+    import ctypes
+
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trtrecipe.recipe.model import Gates
+if TYPE_CHECKING:  # the recipe's own frozen values pass through; nothing here needs pydantic
+    from trtrecipe.recipe.model import Gates
 
 # Without gates, an unquantized engine must at least point the same way as its reference.
 DEFAULT_COSINE = 0.99

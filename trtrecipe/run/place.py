@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import secrets
-import shutil
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -57,8 +56,10 @@ def place(graph: Graph, recipe: RecipePlan, result: TargetResult, store: Store, 
 
 
 def _write(folder: Path, absent: Mapping[str, Blob], stale: Mapping[str, str], manifest: bytes, store: Store) -> None:
+    import shutil
+
     folder.mkdir(parents=True, exist_ok=True)
-    staging = folder / f".placing-{secrets.token_hex(4)}"
+    staging = folder / f".placing-{os.urandom(4).hex()}"
     staging.mkdir()
     try:
         for name, blob in absent.items():

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +30,8 @@ class WorkerProcess:
 
     def __init__(self, request: Mapping[str, Any], log: Path, folder: Path) -> None:
         """Start it in `folder` with what its tools print going to `log`. Raises OSError."""
+        import subprocess
+
         self.log = log
         with log.open("wb") as log_file:
             self._process = subprocess.Popen(

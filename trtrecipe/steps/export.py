@@ -6,7 +6,6 @@ passes through. The same model gives the same bytes, in any process.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +47,8 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, A
 
     Raises StepError where model and recipe do not fit, and for models that cannot be expressed in ONNX.
     """
+    import tempfile
+
     from trtrecipe.graphs import files, sound
     from trtrecipe.graphs.canonical import canonical
 

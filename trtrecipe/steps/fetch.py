@@ -7,9 +7,7 @@ equal bytes whatever the folder, owner, dates and order of the files were.
 from __future__ import annotations
 
 import os
-import shutil
 import stat
-import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +34,8 @@ def tools(params: Params) -> tuple[str, ...]:
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, Any]:
     """Copy "source" (file or directory) to `out/model`. Raises StepError if it is not what `params.format` says."""
+    import shutil
+
     source, target = inputs["source"], out / OUTPUTS["model"]
     try:
         mode = source.stat().st_mode
@@ -72,6 +72,8 @@ def _require_saved_model(source: Path, mode: int) -> None:
 
 
 def _write_tar(folder: Path, target: Path) -> None:
+    import tarfile
+
     names = sorted(_files(folder), key=lambda path: path.as_posix())
     with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as archive:
         for name in names:

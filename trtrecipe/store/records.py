@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +82,7 @@ class Records:
     def read(self, key: str) -> Record | None:
         """The record, None where there is none. Raises DamagedRecordError, OSError."""
         try:
-            with open(f"{self._prefix}{key[:2]}{os.sep}{key[2:]}.json", "rb", buffering=0) as file:  # noqa: PTH123 - as in Blobs.state
+            with open(f"{self._prefix}{key[:2]}{os.sep}{key[2:]}.json", "rb", buffering=0) as file:
                 data = file.readall()
         except FileNotFoundError:
             return None
@@ -94,7 +93,7 @@ class Records:
         path = self.path(record.key)
         path.parent.mkdir(exist_ok=True)
         body = _body(record.key, record.key_document, record.outputs, record.measurements)
-        temporary = self._temporary / f"{record.key}.{secrets.token_hex(4)}"
+        temporary = self._temporary / f"{record.key}.{os.urandom(4).hex()}"
         try:
             with temporary.open("xb") as file:
                 file.write(_HEAD + record.digest.encode() + _BODY + body + b"}\n")
@@ -117,4 +116,4 @@ class Records:
     def set_aside(self, key: str) -> None:
         """Move a record that can no longer be served out of the way."""
         with contextlib.suppress(FileNotFoundError):
-            self.path(key).rename(self._quarantine / f"{key}.json.{secrets.token_hex(4)}")
+            self.path(key).rename(self._quarantine / f"{key}.json.{os.urandom(4).hex()}")

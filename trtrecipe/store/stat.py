@@ -75,15 +75,15 @@ class StatCache:
 
         Raises OSError, FileChangedError when the file changes meanwhile, and whatever `compute` raises.
         """
-        before = path.stat()
-        name = str(path.resolve())
+        name = os.path.abspath(path)
+        before = os.stat(name)
         found = self._query(
             "SELECT dev, ino, size, mtime_ns, ctime_ns, sha256 FROM files WHERE path = ? AND part = ?", (name, part)
         )
         if found is not None and found[:5] == _identity(before):
             return str(found[5])
         sha256 = compute()
-        after = path.stat()
+        after = os.stat(name)
         if _identity(before) != _identity(after):
             raise FileChangedError(path)
         if time.time_ns() - max(after.st_mtime_ns, after.st_ctime_ns) >= SETTLED_NS:

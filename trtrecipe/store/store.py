@@ -13,8 +13,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +133,8 @@ class Store:
 
         Raises StoreError.
         """
+        import shutil
+
         folder = self._temporary / key
         try:
             # What a killed worker left behind; with the lock in hand nobody else can be using it.
@@ -149,7 +149,7 @@ class Store:
 
     def log_path(self, key: str) -> Path:
         """A new file for what a step's tools say."""
-        return self._temporary / f"{key[:16]}.{secrets.token_hex(4)}.log"
+        return self._temporary / f"{key[:16]}.{os.urandom(4).hex()}.log"
 
     def read_last(self, recipe: Path) -> dict[str, Any]:
         """What `write_last` kept for this recipe file; empty where there is nothing readable."""
@@ -162,7 +162,7 @@ class Store:
     def write_last(self, recipe: Path, value: Mapping[str, Any]) -> None:
         """Keep what the next `explain` of this recipe file compares with. Raises StoreError."""
         path = self._last_path(recipe)
-        temporary = self._temporary / f"last.{secrets.token_hex(8)}"
+        temporary = self._temporary / f"last.{os.urandom(8).hex()}"
         try:
             temporary.write_bytes(canonical_json(value))
             temporary.replace(path)

@@ -1,0 +1,149 @@
+"""Keys hold everything that can change a result, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.projects import Project, make_project
+
+from trtrecipe.cli.recipes import load_all
+from trtrecipe.errors import Problem
+from trtrecipe.plan import resolve
+from trtrecipe.plan.graph import Step
+from trtrecipe.plan.machine import Gpu, Machine
+from trtrecipe.plan.pipeline import build_graph
+from trtrecipe.plan.resolve import Resolver
+from trtrecipe.plan.sources import ModelSource
+from trtrecipe.store.store import Missing
+
+MACHINE = Machine("x86-64-v3", "a CPU x 2", None)
+SOURCES = [ModelSource(Path(name), Problem("")) for name in ("a.onnx", "elsewhere/b.onnx")]
+
+
+class EmptyStore:
+    """A store without anything in it, and without a folder."""
+
+    def lookup(self, key: str) -> Missing:
+        return Missing("none")
+
+
+# What a key may depend on, as far as a caller can vary it: kind, parameter, content, tool version, CPU.
+ingredients = st.tuples(
+    st.sampled_from(["prepare", "convert", "fetch"]),
+    st.sampled_from(["fp16", "bf16"]),
+    st.sampled_from(["0" * 64, "1" * 64]),
+    st.sampled_from(["1.0", "1.1"]),
+    st.sampled_from(["x86-64-v3", "x86-64-v4"]),
+)
+
+
+def key_of(what: tuple[str, str, str, str, str], name: str, source: ModelSource) -> str:
+    kind, precision, content, version, cpu = what
+    params = {"convert": {"precision": precision}, "fetch": {"format": precision}, "prepare": {}}[kind]
+    step = Step(f"{name}:{kind}", kind, params, {"source": source})
+    with mock.patch.object(resolve, "version", lambda tool: version):
+        resolver = Resolver(EmptyStore(), {source: content}, replace(MACHINE, cpu=cpu), {})  # type: ignore[arg-type]
+        key = resolver.resolve(step, {}).key
+    assert key is not None and len(key) == 64
+    return key
+
+
+def effective(what: tuple[str, str, str, str, str]) -> tuple[object, ...]:
+    """`what` without the ingredients that its step does not use."""
+    kind, precision, content, version, cpu = what
+    numeric, tools = kind != "fetch", kind != "fetch"
+    return (
+        kind,
+        precision if kind != "prepare" else None,
+        content,
+        version if tools else None,
+        cpu if numeric and resolve.STEPS[kind].NUMERIC else None,
+    )
+
+
+@given(ingredients, ingredients, st.sampled_from(SOURCES), st.sampled_from(SOURCES))
+def test_keys_are_equal_exactly_when_all_ingredients_are(
+    first: tuple[str, str, str, str, str],
+    second: tuple[str, str, str, str, str],
+    here: ModelSource,
+    there: ModelSource,
+) -> None:
+    # Recipe name and path differ: neither may matter.
+    equal = key_of(first, "one", here) == key_of(second, "another", there)
+    assert equal is (effective(first) == effective(second))
+
+
+def test_a_gpu_is_part_of_what_runs_on_it() -> None:
+    params = {"runtime": "tensorrt-rtx", "dims": {}}
+    source = SOURCES[0]
+    step = Step("r:benchmark@rtx", "benchmark", params, {"onnx": source})
+    keys = set()
+    for machine in (
+        replace(MACHINE, gpu=Gpu("A", "8.9", "13.0")),
+        replace(MACHINE, gpu=Gpu("B", "8.9", "13.0")),
+        replace(MACHINE, gpu=Gpu("A", "8.9", "13.1")),
+        replace(MACHINE, gpu=Gpu("A", "8.9", "13.0"), model="another CPU x 2"),
+    ):
+        with mock.patch.object(resolve, "version", lambda tool: "1.0"):
+            keys.add(Resolver(EmptyStore(), {source: "0" * 64}, machine, {}).resolve(step, {}).key)  # type: ignore[arg-type]
+    assert len(keys) == 4
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return make_project(tmp_path / "project")
+
+
+def steps_of(project: Project) -> dict[str, Step]:
+    return dict(build_graph(load_all([project.recipe]), MACHINE).steps)
+
+
+def describe(steps: dict[str, Step]) -> dict[str, Any]:
+    return {name: (step.kind, step.params, step.inputs) for name, step in steps.items()}
+
+
+def test_adding_a_target_changes_no_step_of_the_others(project: Project) -> None:
+    before = describe(steps_of(project))
+    more = [
+        "jetson-xavier-nx@5.1.4",
+        "host",
+        "rtx",
+        {"profile": "host", "name": "wide", "model": {"dims": {"batch": {"min": 1, "opt": 8, "max": 64}}}},
+        {"profile": "jetson-tx2@4.6.4", "precision": {"mode": "fp16"}},
+    ]
+    project.change_recipe(lambda recipe: recipe.update(targets=more))
+    after = describe(steps_of(project))
+    assert before.items() <= after.items()
+    assert len(after) > len(before)
+
+
+def test_the_folder_is_in_no_step(project: Project, tmp_path: Path) -> None:
+    shutil.copytree(project.folder, tmp_path / "moved" / "far")
+    first, second = steps_of(project), steps_of(Project(tmp_path / "moved" / "far"))
+    assert {name: (step.kind, step.params) for name, step in first.items()} == {
+        name: (step.kind, step.params) for name, step in second.items()
+    }
+    assert str(tmp_path) not in str([step.params for step in first.values()])
+
+
+def test_an_int8_target_without_gpu_is_judged_by_its_graph_and_not_timed(project: Project) -> None:
+    project.change_recipe(lambda recipe: recipe.update(targets=["rtx"]))
+    steps = steps_of(project)
+    assert "small:benchmark@rtx" not in steps
+    assert steps["small:verify@rtx"].params["evaluates"] == "graph" and "engine" not in steps["small:verify@rtx"].inputs
+    with mock.patch("trtrecipe.plan.pipeline.version", lambda tool: "1.6.1.120"):
+        graph = build_graph(load_all([project.recipe]), replace(MACHINE, gpu=Gpu("H100", "9.0", "13.0")))
+    assert graph.steps["small:verify@rtx"].params["evaluates"] == "engine"
+    assert graph.steps["small:benchmark@rtx"].params["runtime"] == "tensorrt-rtx"
+
+
+def test_a_latency_gate_that_nothing_here_can_measure_is_pending(project: Project) -> None:
+    project.change_recipe(lambda recipe: recipe.update(targets=["rtx"], gates={"latency_ms": {"p99": 1.0}}))
+    assert "needs a GPU" in (steps_of(project)["small:benchmark@rtx"].pending or "")
