@@ -13,6 +13,7 @@ from support.projects import Project, make_project
 
 from trtrecipe.cli.app import run
 from trtrecipe.run import scheduler
+from trtrecipe.store.records import Record
 from trtrecipe.store.store import Store
 
 STEPS = [
@@ -102,6 +103,20 @@ def plan_and_explain(command: Command, project: Project) -> tuple[dict[str, str]
     reasons = {s["step"]: [r["text"] for r in s["reasons"]] for s in explained["steps"] if s["status"] == "run"}
     assert list(reasons) == [s["step"] for s in explained["steps"]][: len(reasons)], "root causes stand first"
     return statuses(plan), reasons
+
+
+def test_calibration_memory_limits_the_step_and_is_no_part_of_its_key(
+    project: Project, command: Command, tmp_path: Path
+) -> None:
+    project.change_recipe(lambda recipe: recipe["calibration"].update(memory="1B"))
+    _, plan = command("plan", project.recipe)
+    assert set(statuses(plan).values()) == {"hit"}
+    project.change_recipe(lambda recipe: recipe["calibration"].update(method="mse"))
+    code, document = command("build", project.recipe)
+    assert code == 0 and "calibrate" in ran(document)
+    [step] = [step for step in document["targets"][0]["steps"] if step["kind"] == "calibrate"]
+    record = store_of_test(tmp_path).lookup(step["key"])
+    assert isinstance(record, Record) and record.measurements["passes"] == 2
 
 
 def test_one_calibration_value(project: Project, command: Command) -> None:

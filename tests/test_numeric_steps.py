@@ -72,7 +72,7 @@ def test_reference_of_digits(digits: dict[str, Path], exact: Any) -> None:
     assert contract["inputs"]["image"]["operations"] == [{"cast": "float32"}, {"scale": 0.0625}]
 
 
-@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
+@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy", "mse"])
 def test_int8_of_digits_is_within_a_point_of_fp32(
     method: str, digits: dict[str, Path], judged: dict[str, Path], exact: Any, tmp_path: Path
 ) -> None:
@@ -231,4 +231,5 @@ def test_shared_weights_survive_the_files(tmp_path: Path) -> None:
         run(quantize, out / "q", {"onnx": tmp_path / "m.onnx", "scales": out / "c" / "scales.json"})
     first, second = ((tmp_path / name / "q" / "model.onnx").read_bytes() for name in ("a", "b"))
     assert first == second
-    assert json.loads((tmp_path / "a" / "c" / "scales.json").read_text())["tensors"] == {"x": {"threshold": 3.0}}
+    scales = json.loads((tmp_path / "a" / "c" / "scales.json").read_text())
+    assert scales["tensors"] == {"x": {"threshold": 3.0, "min": -2.0, "max": 3.0}}

@@ -288,15 +288,15 @@ def test_half_steps_round_to_even_and_values_saturate() -> None:
 
 def test_scales_document_round_trips_as_shortest_decimals(tmp_path: Path) -> None:
     thresholds = {"b": float(np.float32(0.1)), "a": 3.0, "c": 0.0}
-    data = scales.dump(scales.Scales("minmax", 7, thresholds))
+    data = scales.dump(scales.Scales("minmax", 7, thresholds, {"a": (-3.0, 2.5)}))
     assert data == (
         b'{"method":"minmax","samples":7,"schema":"trtrecipe/scales/v1",'
-        b'"tensors":{"a":{"threshold":3.0},"b":{"threshold":0.1},"c":{"threshold":0.0}}}'
+        b'"tensors":{"a":{"max":2.5,"min":-3.0,"threshold":3.0},"b":{"threshold":0.1},"c":{"threshold":0.0}}}'
     )
     path = tmp_path / "scales.json"
     path.write_bytes(data)
     loaded = scales.load(path)
-    assert (loaded.method, loaded.samples) == ("minmax", 7)
+    assert (loaded.method, loaded.samples, loaded.ranges) == ("minmax", 7, {"a": (-3.0, 2.5)})
     assert {name: np.float32(value) for name, value in loaded.thresholds.items()} == {
         name: np.float32(value) for name, value in thresholds.items()
     }
@@ -311,6 +311,10 @@ def test_scales_document_round_trips_as_shortest_decimals(tmp_path: Path) -> Non
         json.dumps({"schema": scales.SCHEMA, "method": "minmax", "samples": 1, "tensors": {"x": {"threshold": -1}}}),
         json.dumps({"schema": scales.SCHEMA, "method": "minmax", "samples": 1, "tensors": {"x": {"threshold": 1e60}}}),
         json.dumps({"schema": scales.SCHEMA, "method": "minmax", "samples": 1, "tensors": ["x"]}),
+        '{"schema": "trtrecipe/scales/v1", "method": "minmax", "samples": 1, "tensors": '
+        '{"x": {"threshold": 1, "min": 1, "max": 0}}}',
+        '{"schema": "trtrecipe/scales/v1", "method": "minmax", "samples": 1, "tensors": '
+        '{"x": {"threshold": 1, "min": 1}}}',
     ],
 )
 def test_damaged_scales_are_refused(tmp_path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ LABEL = "label"
 BATCH = 16
 """Samples that run at once where the model leaves the number open; constant, so that results do not depend on it."""
 _ROLE = "data."
-_PIECE = 1 << 24  # values that are checked at once
+_PIECE = 1 << 20  # values that are checked at once
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def batches(
             feed = preprocessing.apply(raw, spec, preprocess.get(spec.name) or ())
             _check_finite(f"input {spec.name}, as {spec.dtype} after preprocessing,", feed, start)
             feeds[spec.name] = np.ascontiguousarray(feed[indices - start])
+            _forget(samples.arrays[spec.name])
         yield Batch(feeds, size, stop - start)
 
 
@@ -199,6 +201,17 @@ def _pieces(array: Array) -> Iterator[tuple[int, Array]]:
     step = max(1, _PIECE // max(1, int(np.prod(array.shape[1:], dtype=np.int64))))
     for start in range(0, len(array), step):
         yield start, np.asarray(array[start : start + step])
+        _forget(array)
+
+
+def _forget(array: Array) -> None:
+    """Give back the memory that the pages read so far of a memory-mapped file take; reading them again is possible.
+
+    Without this a process grows by all the samples it has seen.
+    """
+    mapping = getattr(array, "_mmap", None)
+    if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+        mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def _axes(shape: tuple[int | str, ...]) -> str:

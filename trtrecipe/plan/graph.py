@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from trtrecipe.plan.sources import Source
@@ -26,7 +26,8 @@ class Step:
     """One unit of work.
 
     `id` is unique in a graph, as "recipe:kind" or "recipe:kind@what it is for". `params` has every field of the kind's
-    Params; `pending` says why it cannot run here.
+    Params; `pending` says why it cannot run here. `resources` limits what it may use (keywords of the kind's `run`):
+    outputs do not depend on them, and so neither does the key.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Step:
     params: Mapping[str, Any]
     inputs: Mapping[str, Source | StepOutput]
     pending: str | None = None
+    resources: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from trtrecipe.data.sampling import Sampling
@@ -89,13 +90,22 @@ class _Adder:
     steps: dict[str, Step]
     used: list[str] = field(default_factory=list)
 
-    def add(self, kind: str, scope: str, inputs: Inputs, params: Mapping[str, Any], pending: str | None = None) -> str:
+    def add(
+        self,
+        kind: str,
+        scope: str,
+        inputs: Inputs,
+        params: Mapping[str, Any],
+        pending: str | None = None,
+        resources: Mapping[str, int] = MappingProxyType({}),
+    ) -> str:
         """The id of the step, which all targets of `scope` can share ("": all that use the model)."""
         filled = asdict(STEPS[kind].Params(**params))
         # Two targets of a scope may still differ, in their dimensions say: the second then has a step of its own.
         # Ids hold no slash, so that no target's name is taken for a dialect's.
         for name in dict.fromkeys((scope, "/".join(filter(None, dict.fromkeys((scope, self.target)))))):
-            step = Step(f"{self.recipe}:{kind}{'@' + name if name else ''}", kind, filled, inputs, pending)
+            step_id = f"{self.recipe}:{kind}{'@' + name if name else ''}"
+            step = Step(step_id, kind, filled, inputs, pending, dict(resources))
             if self.steps.setdefault(step.id, step) == step:
                 self.used.append(step.id)
                 return step.id
@@ -153,7 +163,8 @@ def _plan_calibrate(add: _Adder, shared: _Shared, prepared: StepOutput) -> StepO
     assert calibration is not None  # a rule of the recipe: int8 needs it
     samples = _samples(shared.loaded, "calibration", Sampling(calibration.samples, calibration.seed))
     params = {"method": calibration.method, "preprocess": shared.preprocess}
-    return StepOutput(add.add("calibrate", "", {"onnx": prepared, **samples}, params), "scales")
+    resources = {"memory": calibration.memory}
+    return StepOutput(add.add("calibrate", "", {"onnx": prepared, **samples}, params, resources=resources), "scales")
 
 
 def _plan_engine(

@@ -1,15 +1,16 @@
 """The scales document, and the arithmetic of symmetric INT8.
 
-`scales.json`: {"schema": "trtrecipe/scales/v1", "method": …, "samples": …, "tensors": {name: {"threshold": …}}} as
-canonical JSON. A threshold is the absolute value that maps to 127: a float32, written as its shortest decimal.
-A threshold of 0 means that the tensor was zero in every sample.
+`scales.json`: {"schema": "trtrecipe/scales/v1", "method": …, "samples": …, "tensors": {name: {"threshold": …, "min":
+…, "max": …}}} as canonical JSON. A threshold is the absolute value that maps to 127, min and max are the least and the
+largest value that was seen: float32, written as their shortest decimals. min and max may be absent, as nothing is
+computed from them. A threshold of 0 means that the tensor was zero in every sample.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,22 +22,29 @@ from trtrecipe.errors import StepError
 SCHEMA = "trtrecipe/scales/v1"
 LIMIT = 127
 _TINY = np.finfo(np.float32).tiny
+_LARGEST = float(np.finfo(np.float32).max)
 
 Float32 = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Scales:
-    """Calibrated thresholds (tensor name → absolute value that maps to 127) and how they were found."""
+    """Calibrated thresholds (tensor name → absolute value that maps to 127) and how they were found.
+
+    `ranges`: tensor name → least and largest value, of those that they are known of.
+    """
 
     method: str
     samples: int
     thresholds: Mapping[str, float]
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def dump(scales: Scales) -> bytes:
     """The document as canonical JSON."""
     tensors = {name: {"threshold": shortest(threshold)} for name, threshold in scales.thresholds.items()}
+    for name, (low, high) in scales.ranges.items():
+        tensors[name] |= {"min": shortest(low), "max": shortest(high)}
     return canonical_json({"schema": SCHEMA, "method": scales.method, "samples": scales.samples, "tensors": tensors})
 
 
@@ -48,9 +56,17 @@ def load(path: Path) -> Scales:
             raise ValueError(f"its schema is {document['schema']}, not {SCHEMA}")
         thresholds = {name: float(entry["threshold"]) for name, entry in document["tensors"].items()}
         for name, threshold in thresholds.items():
-            if not 0 <= threshold <= float(np.finfo(np.float32).max):
+            if not 0 <= threshold <= _LARGEST:
                 raise ValueError(f"the threshold of {name} is {threshold}")
-        return Scales(str(document["method"]), int(document["samples"]), thresholds)
+        ranges = {
+            name: (float(entry["min"]), float(entry["max"]))
+            for name, entry in document["tensors"].items()
+            if "min" in entry or "max" in entry
+        }
+        for name, (low, high) in ranges.items():
+            if not -_LARGEST <= low <= high <= _LARGEST:
+                raise ValueError(f"the range of {name} is {low} to {high}")
+        return Scales(str(document["method"]), int(document["samples"]), thresholds, ranges)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StepError(f"{path.name} is not a usable scales document: {error}", "calibrate again") from None
 

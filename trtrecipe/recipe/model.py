@@ -191,7 +191,8 @@ class Calibration(_Closed):
     data: Data
     samples: Samples | None = Field(None, description="How many; all when absent.")
     seed: Seed = Field(0, description="Selects which samples.")
-    method: Literal["minmax", "percentile", "entropy"] = "entropy"
+    method: Literal["minmax", "percentile", "entropy", "mse"] = "entropy"
+    memory: Size = Field(512 << 20, description="Memory for observed values; it cannot change the result.")
 
 
 class Evaluation(_Closed):

@@ -149,6 +149,7 @@ class Scheduler:
             "store": str(self._store.root),
             "kind": step.kind,
             "params": step.params,
+            "resources": step.resources,
             "key": resolution.key,
             "key_document": resolution.key_document,
             "inputs": {role: self._request_input(source) for role, source in step.inputs.items()},

@@ -41,4 +41,6 @@ class Step(Protocol):
 
         Returns measurements: JSON values that may differ from run to run and are no one's input. The key "notes" holds
         a list of sentences that a person should read. Raises `StepError` for what a person can mend.
+        A kind may take further keywords, which limit the resources it uses (`plan.graph.Step.resources`): its outputs
+        must not depend on them.
         """
