@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -9,8 +11,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from trtrecipe.errors import StepError
+from trtrecipe.graphs import float16
+from trtrecipe.graphs.canonical import canonical
+from trtrecipe.graphs.edit import all_nodes
 from trtrecipe.graphs.float16 import to_float16
 from trtrecipe.graphs.rounded import rounded
+from trtrecipe.steps import convert
 
 F, H, I64, I32 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64, TensorProto.INT32
 
@@ -326,3 +332,43 @@ def test_rounded_graph_overflows_as_fp16_does() -> None:
     converted, _ = to_float16(make([node("Exp", ["x"], ["e"]), node("Sqrt", ["e"], ["y"])]))
     x = np.full((1, 1, 1, 1), 15, np.float32)
     assert np.isinf(run(rounded(converted), x)).all()
+
+
+def named_apart(model: onnx.ModelProto) -> None:
+    names = [each.name for each in all_nodes(model.graph)]
+    assert all(names) and len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("given", ["", "y", "same"])
+def test_nodes_keep_apart_however_they_are_called(given: str) -> None:
+    """Unnamed nodes, nodes called after what they make, and nodes that share a name."""
+    nodes = [node("Add", ["x", "c"], ["a"], given and "same"), node("Relu", ["a"], ["y"], given)]
+    converted, _ = to_float16(canonical(make(nodes, [constant("c", 1)])))
+    named_apart(converted)
+    x = np.ones((1, 4, 4, 4), np.float32)
+    np.testing.assert_array_equal(run(converted, x), 2 * x)
+    named_apart(to_float16(make(nodes, [constant("c", 1)]))[0])
+
+
+def test_a_body_that_reads_a_tensor_called_like_its_maker() -> None:
+    v = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [node("Identity", ["on"], ["go"], "go"), node("Add", ["s", "r"], ["t"], "t")],
+        "body",
+        [v("i", I64, []), v("on", TensorProto.BOOL, []), v("s", F, ["n", "a", "b", "c"])],
+        [v("go", TensorProto.BOOL, []), v("t", F, ["n", "a", "b", "c"])],
+    )
+    nodes = [node("Relu", ["x"], ["r"], "r"), node("Loop", ["times", "", "r"], ["y"], "y", body=body)]
+    converted, _ = to_float16(make(nodes, [constant("times", 2, np.int64)]))
+    named_apart(converted)
+    x = np.ones((1, 1, 2, 2), np.float32)
+    np.testing.assert_array_equal(run(converted, x), 3 * x)
+
+
+def test_what_onnx_runtime_cannot_load_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = make([node("Relu", ["x"], ["r"], "same"), node("Relu", ["r"], ["y"], "same")])
+    onnx.save(broken, tmp_path / "in.onnx")
+    monkeypatch.setattr(float16, "to_float16", lambda model: (model, []))
+    with pytest.raises(StepError, match="ONNX Runtime cannot load the graph"):
+        convert.run(convert.Params("fp16"), {"onnx": tmp_path / "in.onnx"}, tmp_path)
+    assert not (tmp_path / "model.onnx").exists()

@@ -48,7 +48,7 @@ def canonical(model: ModelProto, rename: bool = False) -> ModelProto:
     if rename:
         _Renamer(result).run()
     else:
-        _name_nodes(result.graph)
+        name_nodes(result.graph)
     _stamp(result)
     return result
 
@@ -212,7 +212,8 @@ def _content(tensor: TensorProto) -> tuple[int, tuple[int, ...], bytes]:
     return tensor.data_type, tuple(tensor.dims), data
 
 
-def _name_nodes(graph: GraphProto) -> None:
+def name_nodes(graph: GraphProto) -> None:
+    """Fill in missing node names and change repeated ones, in place, in the bodies too."""
     unique = Unique()
     for node in all_nodes(graph):
         node.name = unique.claim(node.name or next((name for name in node.output if name), node.op_type))

@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from trtrecipe.errors import StepError
+from trtrecipe.graphs.canonical import name_nodes
 from trtrecipe.graphs.edit import all_graphs, reset, subgraphs, uses
 from trtrecipe.graphs.names import Unique
 
@@ -63,7 +64,7 @@ def to_float16(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     schema at this opset has no float16 stays FP32 between Casts: Q/DQ below opset 19, the scales of Resize. So does a
     node with a subgraph, one of a domain without schemas, one with a constant outside FP16's range, and arithmetic on
     shapes, where FP16 would miscount. Tensors keep their names; the second form of tensor t is called t/float16 or
-    t/float32. Raises StepError when the type of a tensor cannot be inferred.
+    t/float32. Every node gets a name of its own. Raises StepError when the type of a tensor cannot be inferred.
     """
     converted = onnx.ModelProto()
     converted.CopyFrom(model)
@@ -72,6 +73,7 @@ def to_float16(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
     notes: list[str] = []
     plans = [_plan(node, facts, notes) for node in converted.graph.node]
     _Rewriter(converted.graph, facts, plans).run()
+    name_nodes(converted.graph)
     result = onnx.shape_inference.infer_shapes(converted, check_type=True, strict_mode=True)
     onnx.checker.check_model(result, full_check=True)
     return result, notes
@@ -268,7 +270,7 @@ class _Rewriter:
             if name not in self.half_read:
                 return []
             self.half_name[name] = self.names.claim(f"{name}/float16")
-            return [_cast(name, self.half_name[name], _HALF)]
+            return [self._cast(name, self.half_name[name], _HALF)]
         if name in self.facts.fixed:
             self.half_name[name], self.single_name[name] = self.names.claim(f"{name}/float16"), name
         else:
@@ -276,7 +278,11 @@ class _Rewriter:
             if name not in self.single_read:
                 return []
             self.single_name[name] = self.names.claim(f"{name}/float32")
-        return [_cast(self.half_name[name], self.single_name[name], _FLOAT)]
+        return [self._cast(self.half_name[name], self.single_name[name], _FLOAT)]
+
+    def _cast(self, source: str, result: str, to: int) -> onnx.NodeProto:
+        # Not called after its result: that may keep the name it had, which is often its former maker's too.
+        return helper.make_node("Cast", [source], [result], name=self.names.claim(f"{result}/Cast"), to=to)
 
     def _rewrite(self, node: onnx.NodeProto, plan: _Plan) -> None:
         source = self.facts.types.get(node.input[0]) if node.input else None
@@ -295,10 +301,6 @@ class _Rewriter:
         if node.op_type == "Cast" and helper.get_node_attr_value(node, "to") == (_HALF if plan.inputs else source):
             node.op_type = "Identity"
             del node.attribute[:]
-
-
-def _cast(source: str, result: str, to: int) -> onnx.NodeProto:
-    return helper.make_node("Cast", [source], [result], name=result, to=to)
 
 
 def _names(graph: onnx.GraphProto) -> Iterator[str]:
