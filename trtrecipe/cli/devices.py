@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
 
+from trtrecipe.cli.recipes import Json
+from trtrecipe.cli.render import print_json, table
 from trtrecipe.targets.catalog import Catalog, Dialect, Profile, Release, load_catalog
 
 app = typer.Typer(help="The devices that recipes can name.")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Spec = Annotated[str, typer.Argument(metavar="PROFILE[@JETPACK]", show_default=False)]
 
 
@@ -23,7 +22,7 @@ def list_devices(as_json: Json = False) -> None:
     catalog = load_catalog()
     if as_json:
         devices = [_summary(catalog, profile) for profile in catalog.profiles]
-        _print_json({"schema": "trtrecipe/devices/v1", "devices": devices})
+        print_json({"schema": "trtrecipe/devices/v1", "devices": devices})
         return
     rows = [
         (
@@ -35,7 +34,7 @@ def list_devices(as_json: Json = False) -> None:
         )
         for profile in catalog.profiles
     ]
-    _print_table(("profile", "compute capability", "precisions", "DLA cores", "JetPack"), rows)
+    typer.echo(table(("PROFILE", "COMPUTE CAPABILITY", "PRECISIONS", "DLA CORES", "JETPACK"), rows))
 
 
 @app.command("show")
@@ -45,7 +44,7 @@ def show_device(spec: Spec, as_json: Json = False) -> None:
     profile, release = catalog.look_up(spec)
     document = _device(catalog, profile, release)
     if as_json:
-        _print_json(document)
+        print_json(document)
     else:
         _print_device(document)
 
@@ -151,8 +150,8 @@ def _print_device(document: dict[str, Any]) -> None:
     releases = document.get("releases", [])
     if releases:
         typer.echo("")
-        columns = ("JetPack", "TensorRT", "dialect", "opset", "precisions", "typing", "operators", "DLA cores")
-        _print_table(columns, [_row(release) for release in releases])
+        columns = ("JETPACK", "TENSORRT", "DIALECT", "OPSET", "PRECISIONS", "TYPING", "OPERATORS", "DLA CORES")
+        typer.echo(table(columns, [_row(release) for release in releases]))
     else:
         accepts = document["accepts"]
         typer.echo(
@@ -227,19 +226,3 @@ def _print_list(title: str, lines: Iterable[str]) -> None:
         typer.echo(f"\n{title}:")
     for line in unique:
         typer.echo(f"  - {line}")
-
-
-def _print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*row)
-    # A pipe has no width: a table that is wrapped there can be read by no one.
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 1000, highlight=False).print(table)
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
