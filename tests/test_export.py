@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,11 @@ import pytest
 from onnx import ModelProto, numpy_helper, parser
 
 from trtrecipe.errors import StepError
+from trtrecipe.graphs import from_tensorflow
+from trtrecipe.graphs.edit import attribute
 from trtrecipe.graphs.from_tensorflow import unpack
 from trtrecipe.graphs.interface import interface
+from trtrecipe.graphs.tensorflow_repairs import failures_noted, pad_transposed_convolutions
 from trtrecipe.steps import export, fetch
 
 DIGITS = Path(__file__).parent.parent / "recipes" / "digits"
@@ -294,26 +299,32 @@ def test_loops_and_conditions(tmp_path: Path) -> None:
 
     def serve(x: Any) -> dict[str, Any]:
         grown = tf.while_loop(lambda i, v: i < 5, lambda i, v: (i + 1, v * 2.0), [0, x])[1]
-        return {"y": tf.cond(tf.reduce_sum(x) > 0, lambda: grown, lambda: grown * 3.0)}
+        errors = tf.while_loop(lambda i, v: i < 2, lambda i, v: (i + 1, tf.math.erfc(v)), [0, x])[1]
+        return {"y": tf.cond(tf.reduce_sum(x) > 0, lambda: grown, lambda: grown * 3.0), "errors": errors}
 
     source = _saved_model(tmp_path / "m", serve, tf.TensorSpec([1, 4], name="x"))
     model, _ = _from_tensorflow(source, tmp_path / "o1")
     for sign, factor in ((1, 32), (-1, 96)):
         x = np.full((1, 4), sign, np.float32)
-        np.testing.assert_array_equal(_run(model, {"x": x})["y"], x * factor)
+        results = _run(model, {"x": x})
+        np.testing.assert_array_equal(results["y"], x * factor)
+        np.testing.assert_allclose(results["errors"], tf.math.erfc(tf.math.erfc(x)), atol=1e-6)
     _from_tensorflow(source, tmp_path / "o2")
     assert (tmp_path / "o1" / "model.onnx").read_bytes() == (tmp_path / "o2" / "model.onnx").read_bytes()
 
 
-def test_operators_that_have_no_conversion_are_named(tmp_path: Path) -> None:
+def test_operators_that_have_no_conversion_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tensorflow as tf
 
     def serve(x: Any) -> dict[str, Any]:
         return {"y": tf.quantization.fake_quant_with_min_max_args(x, -1, 1, narrow_range=True, name="fq")}
 
     source = _saved_model(tmp_path / "m", serve, tf.TensorSpec([1, 4], name="x"))
+    convert, opsets = from_tensorflow._convert, []
+    monkeypatch.setattr(from_tensorflow, "_convert", lambda *given: opsets.append(given[2]) or convert(*given))
     with pytest.raises(StepError, match="no conversion for these operators:\n  FakeQuantWithMinMaxArgs fq"):
         _from_tensorflow(source, tmp_path / "o")
+    assert opsets == [13, 18]  # what neither has is not tried in between
 
 
 def test_a_higher_opset_is_taken_only_where_it_is_needed(tmp_path: Path) -> None:
@@ -340,6 +351,119 @@ def test_damaged_saved_models(tmp_path: Path) -> None:
     (source / "saved_model.pb").write_bytes(b"\xff" * 64)
     with pytest.raises(StepError, match=r"saved_model\.pb cannot be read"):
         _from_tensorflow(source, tmp_path / "o2")
+
+
+@dataclass(frozen=True)
+class Zoo:
+    """A Keras model of awkward layers, saved by tf.saved_model.save, with what TensorFlow computes of `x`."""
+
+    model: ModelProto
+    notes: list[str]
+    x: Any
+    expected: dict[str, Any]
+
+    def outputs_agree(self, *names: str) -> None:
+        results = _run(self.model, {"x": self.x})
+        for name in names:
+            assert self.expected[name].std() > 0.01
+            np.testing.assert_allclose(results[name], self.expected[name], atol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Zoo:
+    import keras
+    import tensorflow as tf
+    from keras import layers
+
+    keras.utils.set_random_seed(2)
+    x = keras.Input((6, 6, 4), name="x")
+    deep = layers.Conv2D(4, 3, padding="same", use_bias=False)(x) + 3.0
+    deep = layers.Conv2D(4, 3, padding="same")(keras.ops.relu(deep) * 0.5)
+    outputs = {
+        "grouped": layers.Conv2D(8, 3, groups=4)(x),
+        "gelu": layers.Dense(3, activation="gelu")(x),
+        "deep": deep,
+        "grown": layers.Conv2DTranspose(3, 3, strides=2, output_padding=1, bias_initializer="ones")(x),
+        "spread": layers.Conv2DTranspose(3, 1, strides=3, padding="same", bias_initializer="ones")(x),
+    }
+    model = keras.Model(x, outputs)
+    serve = tf.function(lambda x: model(x, training=False))
+    folder = tmp_path_factory.mktemp("zoo")
+    signature = serve.get_concrete_function(tf.TensorSpec([None, 6, 6, 4], name="x"))
+    tf.saved_model.save(model, str(folder / "saved"), signatures=signature)
+    exported, notes = _from_tensorflow(folder / "saved", folder / "out", inputs={"x": {"shape": [2, 6, 6, 4]}})
+    values = np.random.default_rng(0).standard_normal((2, 6, 6, 4)).astype(np.float32)
+    return Zoo(exported, notes, values, {name: value.numpy() for name, value in model(values).items()})
+
+
+def test_variables_that_keras_saves_under_their_own_names(zoo: Zoo) -> None:
+    zoo.outputs_agree(*zoo.expected)
+
+
+def test_grouped_convolution(zoo: Zoo) -> None:
+    zoo.outputs_agree("grouped")
+    assert [attribute(n, "group") for n in zoo.model.graph.node if attribute(n, "group", 1) > 1] == [4]
+
+
+def test_exact_gelu(zoo: Zoo) -> None:
+    zoo.outputs_agree("gelu")
+    assert "Erf" in {node.op_type for node in zoo.model.graph.node}
+
+
+def test_a_number_added_to_a_convolution_keeps_no_transposes(zoo: Zoo) -> None:
+    makers = {name: node for node in zoo.model.graph.node for name in node.output}
+    convolutions = [node for node in zoo.model.graph.node if node.op_type == "Conv"]
+    assert len(convolutions) == 3
+    between = []  # operators from the second convolution of the two in a row back to the first
+    (current,) = [node for node in convolutions if makers[node.input[0]].op_type != "Transpose"]
+    while makers[current.input[0]].op_type != "Conv":
+        current = makers[current.input[0]]
+        between.append(current.op_type)
+    assert between == ["Mul", "Relu", "Add"]
+    zoo.outputs_agree("deep")
+    assert zoo.notes == []
+
+
+def test_transposed_convolutions_that_end_beyond_the_kernel(zoo: Zoo) -> None:
+    zoo.outputs_agree("grown", "spread")
+    found = [attribute(n, "output_padding") for n in zoo.model.graph.node if n.op_type == "ConvTranspose"]
+    assert sorted(found) == [[1, 1], [2, 2]]
+
+
+def test_padding_beyond_the_stride_is_not_blamed_on_the_recipe() -> None:
+    text = "g (float[1,1,4,4] x, float[1,1,3,3] w) => (float y) { y = ConvTranspose<pads = [0, 0, -1, 0]>(x, w) }"
+    model = parser.parse_model(HEAD + text)
+    model.graph.node[0].name = "up"
+    with pytest.raises(StepError, match="transposed convolution up has an output larger") as caught:
+        pad_transposed_convolutions(model)
+    assert "recipe" not in caught.value.message + (caught.value.hint or "")
+
+
+def test_variables_of_one_name(tmp_path: Path) -> None:
+    import keras
+    import tensorflow as tf
+    from keras import layers
+
+    def part() -> Any:
+        y = keras.Input((2,))
+        return keras.Model(y, layers.Dense(2, name="same")(y))
+
+    x = keras.Input((2,), name="x")
+    model = keras.Model(x, [part()(x), part()(x)])
+    serve = tf.function(lambda x: {"y": model(x)[0]}).get_concrete_function(tf.TensorSpec([1, 2], name="x"))
+    tf.saved_model.save(model, str(tmp_path / "m"), signatures=serve)
+    with pytest.raises(StepError, match="has 2 variables called same/"):
+        _from_tensorflow(tmp_path / "m", tmp_path / "o")
+
+
+def test_an_optimizer_of_tf2onnx_that_fails_is_noted() -> None:
+    with failures_noted() as notes:
+        try:
+            max(())
+        except ValueError:
+            for _ in range(2):
+                logging.getLogger("tf2onnx.optimizer").warning("Failed to apply %s", "optimize_it", exc_info=True)
+    assert len(notes) == 1 and "was left out: optimize_it (ValueError: max()" in notes[0]
 
 
 def test_keras_files(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from onnx import ModelProto
 
 from trtrecipe.errors import StepError
-from trtrecipe.graphs import sound
+from trtrecipe.graphs import sound, tensorflow_repairs
 from trtrecipe.graphs.interface import TensorSpec
 from trtrecipe.graphs.names import cleaned, rename_interface
 from trtrecipe.graphs.shapes import OPEN, Shape
@@ -42,6 +42,15 @@ class Frozen:
     inputs: tuple[TensorSpec, ...]
     tensors: Mapping[str, str]
     outputs: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Converted:
+    """A graph at one opset. `missing`: its nodes that are no ONNX, as `Operator name`."""
+
+    model: ModelProto
+    missing: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def unpack(archive: Path, folder: Path) -> Path:
@@ -82,9 +91,11 @@ def freeze(folder: Path, signature: str | None) -> Frozen:
         v1.saved_model.loader.load(session, ["serve"], str(folder))
         for name, tensor in outputs.items():
             tf.identity(session.graph.get_tensor_by_name(tensor), name=ends[name])
+        tensorflow_repairs.restore_variables(session, folder, list(ends.values()))
         definition = session.graph.as_graph_def()
         constant = v1.graph_util.convert_variables_to_constants(session, definition, list(ends.values()))
         frozen = _inlined(constant, list(ends.values()))
+        tensorflow_repairs.expand_erfc(frozen)
     specs = tuple(_spec(tf, name, chosen.inputs[name]) for name in inputs)
     return Frozen(frozen, specs, inputs, {name: f"{end}:0" for name, end in ends.items()})
 
@@ -148,25 +159,35 @@ def to_onnx(frozen: Frozen, shapes: Mapping[str, Shape], opset: int | None) -> t
     operators which have no conversion: tf2onnx itself would leave them in the graph and call it a success.
     """
     definition = _with_shapes(frozen, shapes)
-    left: list[str] = []
-    for version in OPSETS if opset is None else (opset,):
-        first, left = left, []
-        model = _convert(definition, frozen, version)
-        left = sound.foreign(model)
-        if not left:
-            rename_interface(model, {tensor: name for name, tensor in frozen.tensors.items()}, frozen.outputs)
-            return model, _opset_notes(version, first)
-    raise StepError(
-        "tf2onnx has no conversion for these operators:\n" + listed([_readable(entry) for entry in left]),
-        hint="replace them in the TensorFlow model by operators that ONNX has",
-    )
+    versions = OPSETS if opset is None else (opset,)
+    # The highest comes second: operators that it lacks too have no conversion, and the others need not be tried.
+    tried: dict[int, _Converted] = {}
+    for version in dict.fromkeys((versions[0], versions[-1], *versions)):
+        tried[version] = _convert(definition, frozen, version)
+        missing = _operators(tried[version])
+        if missing == _operators(tried[versions[0]]) if version == versions[-1] else not missing:
+            break
+    chosen = min((version for version, converted in tried.items() if not converted.missing), default=None)
+    if chosen is None:
+        nodes = [_readable(entry) for entry in tried[versions[-1]].missing]
+        raise StepError(
+            "tf2onnx has no conversion for these operators:\n" + listed(nodes),
+            hint="replace them in the TensorFlow model by operators that ONNX has",
+        )
+    model = tried[chosen].model
+    tensorflow_repairs.pad_transposed_convolutions(model)
+    rename_interface(model, {tensor: name for name, tensor in frozen.tensors.items()}, frozen.outputs)
+    lower = max((version for version in tried if version < chosen), default=None)
+    notes = () if lower is None else (_opset_note(chosen, _operators(tried[lower])),)
+    return model, (*notes, *tried[chosen].notes)
 
 
-def _opset_notes(version: int, missing: list[str]) -> tuple[str, ...]:
-    if not missing:
-        return ()
-    operators = ", ".join(dict.fromkeys(entry.partition(" ")[0] for entry in missing))
-    return (f"exported at opset {version}: lower ones have no form for {operators}",)
+def _operators(converted: _Converted) -> list[str]:
+    return sorted({entry.partition(" ")[0] for entry in converted.missing})
+
+
+def _opset_note(version: int, missing: list[str]) -> str:
+    return f"exported at opset {version}: lower ones have no form for {', '.join(missing)}"
 
 
 def _readable(entry: str) -> str:
@@ -234,21 +255,14 @@ def _signature(tf: Any, folder: Path, name: str) -> Any:
 def _inlined(definition: Any, outputs: list[str]) -> Any:
     """The graph, ending in the nodes `outputs`, with function calls replaced by the functions' bodies.
 
-    tf2onnx converts no calls. Loops and conditions stay functions, since it has forms for these, but none for the
-    jumps that they would be lowered to.
+    tf2onnx converts no calls. Loops and conditions stay functions.
     """
     from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, rewriter_config_pb2
     from tensorflow.python.grappler import tf_optimizer
 
     meta_graph = meta_graph_pb2.MetaGraphDef()
     meta_graph.graph_def.CopyFrom(definition)
-    functions = meta_graph.graph_def.library.function
-    for nodes in (meta_graph.graph_def.node, *(function.node_def for function in functions)):
-        for node in nodes:
-            if "_lower_using_switch_merge" in node.attr:
-                node.attr["_lower_using_switch_merge"].b = False
-    for function in functions:
-        function.attr.pop("api_implements", None)  # else a variant for another device may be chosen
+    tensorflow_repairs.let_inline(meta_graph.graph_def)
     meta_graph.collection_def["train_op"].node_list.value.extend(outputs)
     config = config_pb2.ConfigProto()
     rewrite = config.graph_options.rewrite_options
@@ -291,20 +305,25 @@ def _with_shapes(frozen: Frozen, shapes: Mapping[str, Shape]) -> Any:
     return definition
 
 
-def _convert(definition: Any, frozen: Frozen, opset: int) -> ModelProto:
+def _convert(definition: Any, frozen: Frozen, opset: int) -> _Converted:
     import tensorflow as tf
     from tf2onnx import optimizer, tf_loader, tfonnx
 
     inputs, outputs = list(frozen.tensors.values()), list(frozen.outputs.values())
     # Which of two equal nodes stays is left to chance there, and with it the name: equal nodes are merged by us.
     optimizers = {name: kind for name, kind in optimizer._optimizers.items() if name != "merge_duplication"}
-    with _explained("tf2onnx cannot convert the model"), tf.Graph().as_default() as graph:
+    with (
+        _explained("tf2onnx cannot convert the model"),
+        tensorflow_repairs.failures_noted() as notes,
+        tf.Graph().as_default() as graph,
+    ):
         tf.import_graph_def(tf_loader.tf_optimize(inputs, outputs, definition), name="")
         converted = tfonnx.process_tf_graph(
             graph, continue_on_error=True, opset=opset, input_names=inputs, output_names=outputs
         )
+        tensorflow_repairs.give_scalars_an_axis(converted)
         model: ModelProto = optimizer.optimize_graph(converted, optimizers=optimizers).make_model("model")
-    return model
+    return _Converted(model, tuple(sound.foreign(model)), tuple(notes))
 
 
 def unused_inputs(model: ModelProto, names: Collection[str]) -> list[str]:

@@ -1,0 +1,205 @@
+"""What TensorFlow or tf2onnx leave undone or get wrong about a model, each put right in one place.
+
+Every repair keeps what the model computes; one that cannot is a StepError.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto, helper
+
+from trtrecipe.errors import StepError
+from trtrecipe.graphs.edit import all_nodes, attribute, reset
+from trtrecipe.graphs.names import cleaned
+
+_LOGGER = "tf2onnx.optimizer"
+
+
+def restore_variables(session: Any, folder: Path, outputs: Collection[str]) -> None:
+    """Give the variables that `outputs` need, and that loading left without a value, theirs from the checkpoint.
+
+    Keras 3 saves variables whose restoring is traced onto copies of them; the graph of a signature reads the ones with
+    the variables' full names. Raises StepError where two variables of the checkpoint go by one name.
+    """
+    import tensorflow as tf
+    from tensorflow.core.protobuf import trackable_object_graph_pb2
+
+    empty = [
+        (handle, name) for handle, name in _variables(tf, session, outputs) if not session.run(_is_set(tf, handle))
+    ]
+    if not empty:
+        return
+    checkpoint = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
+    if not checkpoint.has_tensor("_CHECKPOINTABLE_OBJECT_GRAPH"):
+        return  # saved by TensorFlow 1, whose loading restores every variable there is a value for
+    objects = trackable_object_graph_pb2.TrackableObjectGraph.FromString(
+        checkpoint.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")
+    )
+    keys: dict[str, set[str]] = {}
+    for node in objects.nodes:
+        for entry in node.attributes:
+            if entry.name == "VARIABLE_VALUE" and entry.full_name:
+                keys.setdefault(entry.full_name, set()).add(entry.checkpoint_key)
+    for handle, name in empty:
+        found = keys.get(name, set())
+        if len(found) > 1:
+            raise StepError(
+                f"the SavedModel has {len(found)} variables called {name}; which one its signature reads is not said",
+                hint="give the layers different names, or save the model with model.export()",
+            )
+        for key in found:
+            session.run(tf.raw_ops.AssignVariableOp(resource=handle, value=checkpoint.get_tensor(key)))
+
+
+def _variables(tf: Any, session: Any, outputs: Collection[str]) -> Iterator[tuple[Any, str]]:
+    """(resource tensor, full name) of the variables behind the output nodes."""
+    needed = tf.compat.v1.graph_util.extract_sub_graph(session.graph.as_graph_def(), list(outputs))
+    for node in needed.node:
+        if node.op == "VarHandleOp":
+            yield session.graph.get_tensor_by_name(f"{node.name}:0"), node.attr["shared_name"].s.decode()
+
+
+def _is_set(tf: Any, handle: Any) -> Any:
+    return tf.raw_ops.VarIsInitializedOp(resource=handle)
+
+
+def let_inline(definition: Any) -> None:
+    """Take away, in place, what would keep function calls from being replaced by the functions' bodies.
+
+    Keras marks a grouped convolution for XLA; on the CPU that mark changes nothing but this. Loops and conditions stay
+    functions, since tf2onnx has forms for these, but none for the jumps that they would be lowered to.
+    """
+    functions = definition.library.function
+    for nodes in (definition.node, *(function.node_def for function in functions)):
+        for node in nodes:
+            node.attr.pop("_XlaMustCompile", None)
+            if "_lower_using_switch_merge" in node.attr:
+                node.attr["_lower_using_switch_merge"].b = False
+    for function in functions:
+        function.attr.pop("_XlaMustCompile", None)
+        function.attr.pop("api_implements", None)  # else a variant for another device may be chosen
+
+
+def expand_erfc(definition: Any) -> None:
+    """Write Erfc(x), of the exact GELU, as 1 - Erf(x), in place: ONNX has Erf only."""
+    _expand_erfc(definition.node, False)
+    for function in definition.library.function:
+        # A function's tensors are called node:output:position, and the outputs of Erfc and Sub differ in name.
+        renamed = {f"{name}:y:0": f"{name}:z:0" for name in _expand_erfc(function.node_def, True)}
+        for node in function.node_def:
+            reset(node.input, [renamed.get(name, name) for name in node.input])
+        for result, name in list(function.ret.items()):
+            function.ret[result] = renamed.get(name, name)
+
+
+def _expand_erfc(nodes: Any, in_function: bool) -> list[str]:
+    """Names of the nodes that were Erfc and are Sub now. References in a function say which output they mean."""
+    import tensorflow as tf
+
+    changed = [node for node in nodes if node.op == "Erfc"]
+    for node in changed:
+        kind = node.attr["T"]
+        one = nodes.add(name=f"{node.name}/one", op="Const")
+        one.attr["dtype"].CopyFrom(kind)
+        one.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(1, dtype=kind.type))
+        erf = nodes.add(name=f"{node.name}/erf", op="Erf", input=node.input)
+        erf.attr["T"].CopyFrom(kind)
+        node.op = "Sub"
+        reset(node.input, [f"{one.name}:output:0", f"{erf.name}:y:0"] if in_function else [one.name, erf.name])
+    return [node.name for node in changed]
+
+
+def give_scalars_an_axis(graph: Any) -> None:
+    """Make [1] of the scalar constants that tf2onnx's `graph` adds to tensors with axes, in place, bodies included.
+
+    Its optimizer of Transposes looks for the longest axis of what is added to a convolution, fails where there is none,
+    and then leaves every Transpose of the graph in place.
+    """
+    for node in list(graph.get_nodes()):
+        for inner in (node.get_body_graphs() or {}).values():
+            give_scalars_an_axis(inner)
+        if node.type != "Add":
+            continue
+        for constant, other in ((0, 1), (1, 0)):
+            source = node.inputs[constant]
+            if not source.is_const() or not graph.get_shape(node.input[other]):  # none known, or no axis there either
+                continue
+            value = source.get_tensor_value(as_list=False)
+            if value.shape == ():
+                vector = graph.make_const(f"{node.name}/scalar_{constant}", value.reshape(1))
+                graph.replace_input(node, node.input[constant], vector.output[0], constant)
+
+
+class _Failures(logging.Handler):
+    """Keeps what tf2onnx says about optimizers that failed."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.notes: dict[str, None] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not record.getMessage().startswith("Failed"):
+            return
+        error = record.exc_info[1] if record.exc_info else None
+        words = " ".join(str(error).split())[:200]
+        reason = f" ({type(error).__name__}: {words})" if error else ""
+        what = record.getMessage().removeprefix("Failed ").removeprefix("to apply ")
+        self.notes[f"a step of tf2onnx's simplification failed and was left out: {what}{reason}"] = None
+
+
+@contextmanager
+def failures_noted() -> Iterator[list[str]]:
+    """A list that holds, after the block, a sentence on each optimizer of tf2onnx that failed inside it.
+
+    tf2onnx itself logs such a failure and goes on without.
+    """
+    logger, handler = logging.getLogger(_LOGGER), _Failures()
+    level, propagate = logger.level, logger.propagate
+    notes: list[str] = []
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    try:
+        yield notes
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+        notes.extend(handler.notes)
+
+
+def pad_transposed_convolutions(model: ModelProto) -> None:
+    """Write the negative padding that tf2onnx gives a ConvTranspose as output_padding, in place.
+
+    TensorFlow appends what the output is larger than the convolution at the end of an axis; tf2onnx spreads it over
+    both. Raises StepError where it is as much as the stride, which no TensorFlow layer asks for.
+    """
+    for node in all_nodes(model.graph):
+        pads = list(attribute(node, "pads", ())) if node.op_type == "ConvTranspose" else []
+        if min(pads, default=0) >= 0:
+            continue
+        half = len(pads) // 2
+        strides = attribute(node, "strides", [1] * half)
+        totals = [begin + end for begin, end in zip(pads[:half], pads[half:], strict=True)]
+        if attribute(node, "output_padding") or any(
+            -total >= step for total, step in zip(totals, strides, strict=True)
+        ):
+            raise StepError(
+                f"the transposed convolution {cleaned(node.name)} has an output larger than ONNX can express: tf2onnx "
+                f"makes its padding {pads} at strides {list(strides)}",
+                hint="change the layer's output_padding or output_shape in the TensorFlow model",
+            )
+        fitted = [
+            (begin, end, 0) if begin + end >= 0 else (0, 0, -begin - end)
+            for begin, end in zip(pads[:half], pads[half:], strict=True)
+        ]
+        kept = [each for each in node.attribute if each.name not in ("pads", "output_padding")]
+        begins, ends, beyond = zip(*fitted, strict=True)
+        kept.append(helper.make_attribute("pads", [*begins, *ends]))
+        kept.append(helper.make_attribute("output_padding", beyond))
+        reset(node.attribute, kept)
