@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import heapq
 import selectors
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -23,6 +25,18 @@ BUSY_RETRY = 0.1  # seconds until a key that someone else works on is looked at 
 _ORDER = {kind: number for number, kind in enumerate(STEPS)}
 # A latency taken while other steps use the machine is no latency. They come last in the order, so nothing waits.
 _ALONE = {"benchmark"}
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Resolving makes many objects and no cycles: looking for those took a tenth of a large no-op."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class Scheduler:
@@ -49,6 +63,7 @@ class Scheduler:
         self._later: list[tuple[float, str]] = []
         self._running: dict[str, WorkerProcess] = {}
         self._repeated: set[tuple[str, str]] = set()
+        self._waited: set[str] = set()
         self._index = {step_id: number for number, step_id in enumerate(graph.steps)}
         self._needs: dict[str, set[str]] = {}
         self._needed_by: dict[str, list[str]] = {step_id: [] for step_id in graph.steps}
@@ -66,16 +81,14 @@ class Scheduler:
         """Build everything that can be built. KeyboardInterrupt stops the workers and passes."""
         selector = selectors.DefaultSelector()
         try:
-            self._resolve(deque(step_id for step_id, needs in self._needs.items() if not needs))
+            with _without_collector():
+                self._resolve(deque(step_id for step_id, needs in self._needs.items() if not needs))
             self._store.stat.flush()
             while self._ready or self._running or self._later:
                 self._wake()
                 while self._may_start():
                     step_id = heapq.heappop(self._ready)[2]
-                    if self._repeated and not self._is_still_to_run(step_id):
-                        continue
-                    if self._is_running(self._known[step_id].key):
-                        self._look_again_at(step_id)
+                    if not self._is_still_to_run(step_id):
                         continue
                     worker = self._start(self._graph.steps[step_id])
                     if worker is not None:
@@ -190,10 +203,8 @@ class Scheduler:
                 return
             answer = {"error": "its result was damaged in the store as soon as it was written"}
         elif status == "busy":
-            # Another build got there first.
             worker.log.unlink(missing_ok=True)
-            self._listener(Waiting(step))
-            self._look_again_at(step.id)
+            self._wait_for_another_build(step)
             return
         elif status == "damaged":
             self._listener(Damaged(step, answer["sha256"]))
@@ -232,14 +243,28 @@ class Scheduler:
         return not self._running or not kinds & _ALONE
 
     def _is_still_to_run(self, step_id: str) -> bool:
-        """Look at a ready step once more: an input may have been made again, to other bytes, since it became ready."""
-        step = self._graph.steps[step_id]
-        before = self._known[step_id]
-        now = self._resolver.resolve(step, self._known)
-        if now.key == before.key:
-            return True
-        self._resolve(deque([step_id]))
-        return False
+        """Look at a ready step once more; if it need not or cannot start now, see to it that it is looked after."""
+        step, before = self._graph.steps[step_id], self._known[step_id]
+        assert before.key is not None
+        # An input may have been made again, to other bytes, since the step became ready.
+        if self._repeated and self._resolver.resolve(step, self._known).key != before.key:
+            self._resolve(deque([step_id]))
+            return False
+        # Someone may have made it: another build, or a step of this one with the same key.
+        found = self._store.lookup(before.key)
+        if isinstance(found, Record):
+            done = replace(before, status="hit", outputs=found.outputs, measurements=found.measurements)
+            opened: deque[str] = deque()
+            self._settle(step, Outcome("hit", done, why=before), opened)
+            self._resolve(opened)
+            return False
+        if self._is_running(before.key):
+            self._look_again_at(step_id)
+            return False
+        if self._is_locked(before.key):
+            self._wait_for_another_build(step)
+            return False
+        return True
 
     def _is_running(self, key: str | None) -> bool:
         """Whether another step of this build, with the same key, is at work: two dialects may need the same graph."""
@@ -248,24 +273,18 @@ class Scheduler:
     def _look_again_at(self, step_id: str) -> None:
         heapq.heappush(self._later, (time.monotonic() + BUSY_RETRY, step_id))
 
+    def _wait_for_another_build(self, step: Step) -> None:
+        if step.id not in self._waited:
+            self._waited.add(step.id)
+            self._listener(Waiting(step))
+        self._look_again_at(step.id)
+
     def _wake(self) -> None:
         """Look again at the keys that someone else was working on."""
         now = time.monotonic()
         while self._later and self._later[0][0] <= now:
             step_id = heapq.heappop(self._later)[1]
-            resolution = self._known[step_id]
-            assert resolution.key is not None
-            found = self._store.lookup(resolution.key)
-            step = self._graph.steps[step_id]
-            if isinstance(found, Record):
-                done = replace(resolution, status="hit", outputs=found.outputs, measurements=found.measurements)
-                opened: deque[str] = deque()
-                self._settle(step, Outcome("hit", done, why=resolution), opened)
-                self._resolve(opened)
-            elif self._is_locked(resolution.key):
-                self._look_again_at(step_id)
-            else:
-                heapq.heappush(self._ready, (_ORDER[step.kind], self._index[step_id], step_id))
+            heapq.heappush(self._ready, (_ORDER[self._graph.steps[step_id].kind], self._index[step_id], step_id))
 
     def _is_locked(self, key: str) -> bool:
         lock = self._store.lock(key)
