@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import parser
 
@@ -21,6 +24,11 @@ def _lower(text: str, folder: Path, **params: object) -> onnx.ModelProto:
     values = {"dialect": "ort", "opset_max": 21, **params}
     lower.run(lower.Params(**values), {"onnx": folder / "in.onnx"}, folder)  # type: ignore[arg-type]
     return onnx.load(folder / "model.onnx")
+
+
+def _run(model: onnx.ModelProto, feeds: dict[str, Any]) -> list[Any]:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return list(session.run(None, feeds))
 
 
 @pytest.mark.parametrize("dialect", sorted(load_catalog().dialects))
@@ -75,6 +83,26 @@ def test_operators_inside_bodies_count() -> None:
     )
     with pytest.raises(StepError, match="Erf: a"):
         lower.check_operators(model, {"If": True, "Neg": True}, "TensorRT 8.2", False)
+
+
+def test_reciprocal_where_only_division_is_listed(tmp_path: Path) -> None:
+    text = HEAD.replace("17", "13") + (
+        "g (float[N,2] x, double[1] d, bool c) => (float[N,2] y, double[1] e, float[N,2] z) { y = Reciprocal(x) "
+        "e = Reciprocal(d) z = If(c) <then_branch = t () => (float[N,2] a) { r = Reciprocal(x) a = Reciprocal(r) }, "
+        "else_branch = f () => (float[N,2] b) { r = Cast<to = 11>(x) s = Reciprocal(r) b = Cast<to = 1>(s) }> }"
+    )
+    (tmp_path / "in.onnx").write_bytes(parser.parse_model(text).SerializeToString())
+    params = lower.Params("trt-8.2", 13, "8.2")
+    measured = lower.run(params, {"onnx": tmp_path / "in.onnx"}, tmp_path)
+    assert measured["notes"] == ["Reciprocal is not in the target's list of operators: 5 written as Div"]
+    model = onnx.load(tmp_path / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    x, d = np.array([[0.3, -7.0]], np.float32), np.array([3.0])
+    for condition in (True, False):
+        feeds = {"x": x, "d": d, "c": np.array(condition)}
+        for lowered, given in zip(_run(model, feeds), _run(parser.parse_model(text), feeds), strict=True):
+            np.testing.assert_allclose(lowered, given, rtol=1e-7)
+    assert "Reciprocal" in [n.op_type for n in _lower(text, tmp_path, operators_from="8.5").graph.node]
 
 
 def test_an_opset_that_the_target_lacks(tmp_path: Path) -> None:

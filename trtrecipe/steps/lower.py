@@ -32,13 +32,14 @@ class Params:
 
 
 def tools(params: Params) -> tuple[str, ...]:
-    """ONNX writes the graph, ONNX Runtime must be able to load it."""
-    return ("onnx", "onnxruntime")
+    """ONNX and NumPy write the graph, ONNX Runtime must be able to load it."""
+    return ("numpy", "onnx", "onnxruntime")
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, Any]:
     """Write "onnx" for `params.dialect` to `out/model.onnx`. Raises StepError naming the nodes that are in the way."""
     from trtrecipe.graphs import files, sound
+    from trtrecipe.graphs.dialect import fit_operators
     from trtrecipe.graphs.opset import to_opset
     from trtrecipe.targets.catalog import operators
 
@@ -46,7 +47,9 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, A
     notes: list[str] = []
     if params.operators_from is not None:
         release = f"TensorRT {params.operators_from}"
-        check_operators(model, operators(params.operators_from), release, params.assumed)
+        supported = operators(params.operators_from)
+        notes += fit_operators(model, supported)
+        check_operators(model, supported, release, params.assumed)
         if params.assumed:
             notes.append(f"no list of operators is known for {params.dialect}: that of {release} was assumed")
     lowered = to_opset(model, params.opset_max)
