@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trtrecipe.digest import canonical_json, sha256_bytes
-from trtrecipe.store.blobs import Blob, sync_folder
+from trtrecipe.store.blobs import Blob, make_folder, move_aside, open_plain, sync_folder, wrong_with
 
 _HEAD = b'{"digest":"'
 _BODY = b'","record":'
@@ -29,7 +28,7 @@ class Record:
 
 
 class DamagedRecordError(Exception):
-    """A record's bytes do not match its own digest or its name."""
+    """A record's bytes do not match its own digest or its name, or cannot be had."""
 
 
 def make_record(
@@ -82,16 +81,19 @@ class Records:
     def read(self, key: str) -> Record | None:
         """The record, None where there is none. Raises DamagedRecordError, OSError."""
         try:
-            with open(f"{self._prefix}{key[:2]}{os.sep}{key[2:]}.json", "rb", buffering=0) as file:
+            name = f"{self._prefix}{key[:2]}{os.sep}{key[2:]}.json"
+            with open(name, "rb", buffering=0, opener=open_plain) as file:
                 data = file.readall()
-        except FileNotFoundError:
-            return None
-        return _decode(data, key)
+        except OSError as error:
+            if wrong_with(error) == "lost":
+                return None
+            raise DamagedRecordError from error
+        return _decode(data or b"", key)
 
     def create(self, record: Record) -> Record:
-        """Keep the record unless one is there already; the one that is kept. Raises OSError."""
+        """Keep the record unless one is there already; the one that is kept. Raises OSError, StoreError."""
         path = self.path(record.key)
-        path.parent.mkdir(exist_ok=True)
+        make_folder(path.parent, self._quarantine)
         body = _body(record.key, record.key_document, record.outputs, record.measurements)
         temporary = self._temporary / f"{record.key}.{os.urandom(4).hex()}"
         try:
@@ -102,18 +104,26 @@ class Records:
             try:
                 os.link(temporary, path)
             except FileExistsError:
-                return self.read(record.key) or record
+                if (kept := self._readable(record.key)) is not None:
+                    return kept
+                self.set_aside(record.key)
+                os.link(temporary, path)
             sync_folder(path.parent)
             return record
         finally:
             temporary.unlink(missing_ok=True)
 
+    def _readable(self, key: str) -> Record | None:
+        try:
+            return self.read(key)
+        except DamagedRecordError:
+            return None
+
     def all(self) -> Iterator[tuple[str, Path]]:
-        """(key, path) of every record, in no order."""
+        """(key, path) of whatever stands where a record would, in no order."""
         for path in self._folder.glob("??/*.json"):
             yield path.parent.name + path.stem, path
 
     def set_aside(self, key: str) -> None:
-        """Move a record that can no longer be served out of the way."""
-        with contextlib.suppress(FileNotFoundError):
-            self.path(key).rename(self._quarantine / f"{key}.json.{os.urandom(4).hex()}")
+        """Move a record that can no longer be served out of the way. Raises StoreError."""
+        move_aside(self.path(key), self._quarantine, f"{key}.json")

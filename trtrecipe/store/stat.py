@@ -16,8 +16,8 @@ from pathlib import Path
 from trtrecipe.errors import StepError
 
 SETTLED_NS = 2_000_000_000
-# Some file systems number files beyond the 63 bits that SQLite holds.
-_UNUSABLE = (sqlite3.Error, OverflowError)
+# Some file systems number files beyond the 63 bits that SQLite holds; an array's name may be no UTF-8.
+_UNUSABLE = (sqlite3.Error, OverflowError, UnicodeError)
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS files (
@@ -38,35 +38,44 @@ class FileChangedError(StepError):
 class StatCache:
     """Rows for files of the user (`digest`) and for blobs of the store (`blob_is_known`, `remember_blob`).
 
-    Every failure of the database only costs speed: it is then left unused.
+    Every failure of the database only costs speed: a damaged one is made anew, any other is left unused. Each row is
+    committed as it is written, so that no other process ever waits for this one.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._database: sqlite3.Connection | None = None
-        self._dirty = False
-        for fresh in (False, True):
-            try:
-                if fresh:
-                    path.unlink(missing_ok=True)
-                self._database = self._connect()
-                return
-            except (sqlite3.Error, OSError):
+        self._made_anew = False
+        self._open()
+
+    def _open(self) -> None:
+        try:
+            self._database = sqlite3.connect(self._path, timeout=5.0)
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute("PRAGMA synchronous=NORMAL")
+            self._database.executescript(_TABLES)
+        except sqlite3.Error as error:
+            if not self._make_anew(error):
                 self.close()
 
-    def _connect(self) -> sqlite3.Connection:
-        database = sqlite3.connect(self._path, timeout=5.0)
-        database.execute("PRAGMA journal_mode=WAL")
-        database.execute("PRAGMA synchronous=NORMAL")
-        database.executescript(_TABLES)
-        return database
+    def _make_anew(self, error: Exception) -> bool:
+        """Start with an empty database, once, if the error says that this one is damaged or none at all."""
+        # That is this very class; a database that is locked, full or not to be written raises a subclass.
+        if type(error) is not sqlite3.DatabaseError or self._made_anew:
+            return False
+        self._made_anew = True
+        self.close()
+        # The log first: left beside a new database it would be played into it.
+        with contextlib.suppress(OSError):
+            for suffix in ("-wal", "-shm", ""):
+                self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+        self._open()
+        return True
 
     def close(self) -> None:
-        """Write what was learned and let go of the database."""
+        """Let go of the database."""
         if self._database is not None:
             with contextlib.suppress(sqlite3.Error):
-                if self._dirty:
-                    self._database.commit()
                 self._database.close()
             self._database = None
 
@@ -75,7 +84,7 @@ class StatCache:
 
         Raises OSError, FileChangedError when the file changes meanwhile, and whatever `compute` raises.
         """
-        name = os.path.abspath(path)
+        name = os.fsencode(os.path.abspath(path))
         before = os.stat(name)
         found = self._query(
             "SELECT dev, ino, size, mtime_ns, ctime_ns, sha256 FROM files WHERE path = ? AND part = ?", (name, part)
@@ -107,21 +116,24 @@ class StatCache:
         try:
             row: tuple[object, ...] | None = self._database.execute(sql, values).fetchone()
             return row
-        except _UNUSABLE:
+        except _UNUSABLE as error:
+            self._make_anew(error)
             return None
 
     def _write(self, sql: str, values: tuple[object, ...]) -> None:
-        if self._database is not None:
-            with contextlib.suppress(*_UNUSABLE):
-                self._database.execute(sql, values)
-                self._dirty = True
+        if self._database is None:
+            return
+        try:
+            self._database.execute(sql, values)
+            self.flush()
+        except _UNUSABLE as error:
+            self._make_anew(error)
 
     def flush(self) -> None:
-        """Write what was learned so far, so that no lock on the database is held while a person waits."""
-        if self._database is not None and self._dirty:
+        """Commit what was written, so that no lock on the database is held."""
+        if self._database is not None:
             with contextlib.suppress(sqlite3.Error):
                 self._database.commit()
-            self._dirty = False
 
 
 def _identity(stat: os.stat_result) -> tuple[int, int, int, int, int]:

@@ -13,18 +13,21 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trtrecipe.digest import canonical_json, sha256_bytes
-from trtrecipe.store.blobs import Blob, Blobs, explain_oserror
+from trtrecipe.errors import StoreError
+from trtrecipe.store.blobs import Blob, Blobs, explain_oserror, move_aside
 from trtrecipe.store.locks import KeyLock
 from trtrecipe.store.records import DamagedRecordError, Record, Records, make_record
 from trtrecipe.store.stat import StatCache
 
 BUCKET = "v1"
+_WEEK = 7 * 24 * 3600
 _TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# This folder is a cache; see README beside it.\n"
 _README = """This is trtrecipe's store of finished build steps. It may be deleted whenever no build runs:
 the next build makes everything again. Nothing in it is meant to be edited.
@@ -41,11 +44,16 @@ class Missing:
 
 
 def default_root() -> Path:
-    """TRTRECIPE_STORE, else `trtrecipe` in the user's cache folder."""
+    """TRTRECIPE_STORE, else `trtrecipe` in the user's cache folder; absolute. Raises StoreError without a home."""
     if named := os.environ.get("TRTRECIPE_STORE"):
         return Path(named).absolute()
     cache = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(cache) if Path(cache).is_absolute() else Path.home() / ".cache") / "trtrecipe"
+    if Path(cache).is_absolute():
+        return Path(cache, "trtrecipe")
+    try:
+        return (Path.home() / ".cache" / "trtrecipe").absolute()
+    except RuntimeError:
+        raise StoreError("you have no home folder to keep the store in", "set TRTRECIPE_STORE to a folder") from None
 
 
 class Store:
@@ -56,17 +64,17 @@ class Store:
         base = root / BUCKET
         self._locks, self._temporary = base / "locks", base / "tmp"
         self._last, self.quarantine = base / "last", base / "quarantine"
+        folders = (base / "blobs", base / "records", self._locks, self._temporary, self._last, self.quarantine)
         try:
-            if not self.quarantine.is_dir():
-                folders = [base / "blobs", base / "records", self._locks, self._temporary, self._last]
-                self._create([*folders, self.quarantine])
+            if not all(map(os.path.isdir, folders)):
+                self._create(folders)
         except OSError as error:
             raise explain_oserror(error, root, "store") from error
         self.stat = StatCache(base / "stat.sqlite")
         self.blobs = Blobs(base / "blobs", self.quarantine, self.stat)
         self.records = Records(base / "records", self._temporary, self.quarantine)
 
-    def _create(self, folders: list[Path]) -> None:
+    def _create(self, folders: tuple[Path, ...]) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
         for name, text in (("CACHEDIR.TAG", _TAG), ("README", _README)):
             (self.root / name).write_text(text)
@@ -74,7 +82,7 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
 
     def close(self) -> None:
-        """Write the stat rows."""
+        """Let go of the stat rows."""
         self.stat.close()
 
     def __enter__(self) -> Store:
@@ -84,20 +92,28 @@ class Store:
         self.close()
 
     def lookup(self, key: str) -> Record | Missing:
-        """The record of `key` if it and all its outputs are there and whole, else why not. Changes nothing."""
+        """The record of `key` if it and all its outputs are there and whole, else why not. Changes nothing.
+
+        Raises StoreError.
+        """
         try:
             record = self.records.read(key)
+            if record is None:
+                return Missing("none")
+            for role, blob in record.outputs.items():
+                if (state := self.blobs.state(blob)) is not None:
+                    return Missing(f"blob {state}", role, record)
         except DamagedRecordError:
             return Missing("record damaged")
-        if record is None:
-            return Missing("none")
-        for role, blob in record.outputs.items():
-            if (state := self.blobs.state(blob)) is not None:
-                return Missing(f"blob {state}", role, record)
+        except OSError as error:
+            raise explain_oserror(error, self.root, "store") from error
         return record
 
     def set_aside(self, key: str, missing: Missing) -> None:
-        """Make room for what `lookup` could not serve. To be called by who holds the key's lock."""
+        """Make room for what `lookup` could not serve. To be called by who holds the key's lock.
+
+        Raises OSError, StoreError.
+        """
         if missing.what == "none":
             return
         if missing.record is not None:
@@ -151,13 +167,33 @@ class Store:
         """A new file for what a step's tools say."""
         return self._temporary / f"{key[:16]}.{os.urandom(4).hex()}.log"
 
+    def sweep(self) -> None:
+        """Remove the logs and work folders of builds that ended more than a week ago."""
+        # Left for want of rights they only cost space, and no build should fail for that.
+        with contextlib.suppress(OSError):
+            for path in self._temporary.iterdir():
+                if time.time() - path.lstat().st_mtime > _WEEK:
+                    self._remove(path)
+
+    def _remove(self, path: Path) -> None:
+        import shutil
+
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
+            return
+        # A work folder is named by its key; who holds the key's lock is still at it.
+        lock = self.lock(path.name)
+        if lock.acquire():
+            shutil.rmtree(path, ignore_errors=True)
+            lock.release()
+
     def read_last(self, recipe: Path) -> dict[str, Any]:
         """What `write_last` kept for this recipe file; empty where there is nothing readable."""
         try:
             value = json.loads(self._last_path(recipe).read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
-        return value if isinstance(value, dict) else {}
+        return value if isinstance(value, dict) and all(map(_is_entry, value.values())) else {}
 
     def write_last(self, recipe: Path, value: Mapping[str, Any]) -> None:
         """Keep what the next `explain` of this recipe file compares with. Raises StoreError."""
@@ -165,9 +201,28 @@ class Store:
         temporary = self._temporary / f"last.{os.urandom(8).hex()}"
         try:
             temporary.write_bytes(canonical_json(value))
+            if path.is_dir():
+                move_aside(path, self.quarantine, path.name)
             temporary.replace(path)
         except OSError as error:
             raise explain_oserror(error, self.root, "store") from error
 
     def _last_path(self, recipe: Path) -> Path:
-        return self._last / f"{sha256_bytes(str(recipe.absolute()).encode())}.json"
+        return self._last / f"{sha256_bytes(os.fsencode(os.path.realpath(recipe)))}.json"
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether this is what a build remembers of a step: {"key": SHA-256, "why": [[text, follows from], …]}."""
+    if not isinstance(entry, dict) or not isinstance(key := entry.get("key"), str):
+        return False
+    why = entry.get("why", [])
+    return len(key) == 64 and key.isalnum() and isinstance(why, list) and all(map(_is_reason, why))
+
+
+def _is_reason(reason: Any) -> bool:
+    return (
+        isinstance(reason, list)
+        and len(reason) == 2
+        and isinstance(reason[0], str)
+        and isinstance(reason[1], (str, type(None)))
+    )
