@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ from hypothesis import strategies as st
 from trtrecipe.data.sampling import Sampling, select
 from trtrecipe.data.sources import DataError, digest_samples, write_samples
 from trtrecipe.digest import sha256_file
+from trtrecipe.errors import InputError, Problem
+from trtrecipe.plan.sources import ModelSource, SampleSource, digest_sources, source_digest
+from trtrecipe.store.stat import StatCache
 
 ALL = Sampling(None, 0)
 
@@ -24,7 +29,7 @@ def test_selection_is_ascending_distinct_and_nested(count: int, seed: int, data:
     small = data.draw(st.integers(1, count))
     large = data.draw(st.integers(small, count))
     chosen = select(count, Sampling(small, seed))
-    assert chosen == sorted(set(chosen)) and len(chosen) == small
+    assert list(chosen) == sorted(set(chosen)) and len(chosen) == small
     assert set(chosen) <= set(select(count, Sampling(large, seed)))
 
 
@@ -39,7 +44,7 @@ def test_selection_is_the_documented_one() -> None:
 def test_more_samples_than_there_are() -> None:
     with pytest.raises(ValueError, match="5 samples are asked for and 4 exist"):
         select(4, Sampling(5, 0))
-    assert select(4, Sampling(5, 0, at_most=True)) == [0, 1, 2, 3]
+    assert list(select(4, Sampling(5, 0, at_most=True))) == [0, 1, 2, 3]
 
 
 ARRAYS = [
@@ -47,7 +52,6 @@ ARRAYS = [
     np.arange(5, dtype=np.int64),
     np.arange(40, dtype=">f8").reshape(5, 8),
     np.asfortranarray(np.arange(60, dtype=np.uint8).reshape(5, 12)),
-    np.zeros((5, 0), dtype=np.float32),
     np.array([True, False, True, True, False]),
 ]
 
@@ -101,23 +105,72 @@ def _npy(path: Path, array: Any) -> Path:
     return path
 
 
-def _bad_zip_member(path: Path) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("x.npy", b"no numpy here")
+def _zip(path: Path, member: bytes, compression: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("x.npy", member)
     return path
 
 
-BAD = {
+def _header(shape: object, descr: object = "<f4", fortran: bool = False, data: bytes = b"") -> bytes:
+    """An .npy file as its header says, true or not."""
+    body = f"{{'descr': {descr!r}, 'fortran_order': {fortran}, 'shape': {shape}, }}".encode()
+    return b"\x93NUMPY\x02\x00" + len(body).to_bytes(4, "little") + body + data
+
+
+def _written(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def _bad_deflate(path: Path) -> Path:
+    """An archive whose compressed bytes start with a block of no known type."""
+    np.savez_compressed(path, x=np.arange(1000))
+    data = bytearray(path.read_bytes())
+    name, extra = int.from_bytes(data[26:28], "little"), int.from_bytes(data[28:30], "little")
+    data[30 + name + extra] = 0xFF
+    return _written(path, bytes(data))
+
+
+def _lying_archive(path: Path) -> Path:
+    """An archive that promises 10 GB of one member, header and directory alike, and holds a few bytes."""
+    count = 10**10
+    _zip(path, _header(f"({count},)", "|u1", data=b"\0" * 9))
+    data = path.read_bytes()
+    directory = data.rindex(b"PK\x01\x02")
+    lie = (0xFFFFFFFE).to_bytes(4, "little")
+    return _written(path, data[: directory + 24] + lie + data[directory + 28 :])
+
+
+BAD: dict[str, tuple[Callable[[Path], tuple[Path, str | None]], str, str]] = {
     "no such array": (lambda p: (_npz(p / "d.npz", x_test=np.zeros(3)), "x_tets"), "has no array 'x_tets'", "x_test?"),
     "not a zip": (lambda p: (_cut(_npz(p / "d.npz", x=np.zeros(99)), 60), "x"), "not a readable .npz", "numpy.savez"),
-    "not npy": (lambda p: (_bad_zip_member(p / "d.npz"), "x"), "not in NumPy's .npy format", "numpy.save"),
+    "not npy": (lambda p: (_zip(p / "d.npz", b"no numpy here"), "x"), "not in NumPy's .npy format", "numpy.save"),
     "cut short": (lambda p: (_cut(_npy(p / "d.npy", np.zeros(99)), 300), None), "cut short", "again"),
     "pickle": (lambda p: (_npy(p / "d.npy", np.array([{}, []], dtype=object)), None), "pickle", "numeric"),
-    "text": (lambda p: (_npy(p / "d.npy", np.array(["a"])), None), "dtype <U1", "convert"),
+    "text": (lambda p: (_npy(p / "d.npy", np.array(["a"])), None), "dtype '<U1'", "convert"),
     "structured": (lambda p: (_npy(p / "d.npy", np.zeros(3, dtype="i4,f4")), None), "dtype", "convert"),
     "a number": (lambda p: (_npy(p / "d.npy", np.float32(1)), None), "single number", "array of samples"),
     "empty file": (lambda p: (_cut(_npy(p / "d.npy", np.zeros(3)), 0), None), "not in NumPy's", "numpy.save"),
     "too few": (lambda p: (_npy(p / "d.npy", np.zeros(3)), None), "9 samples are asked for and 3 exist", "fewer"),
+    "bad deflate": (lambda p: (_bad_deflate(p / "d.npz"), "x"), "not a readable .npz file: Error", "numpy.savez"),
+    "bzip2": (lambda p: (_zip(p / "d.npz", _header((1,)), zipfile.ZIP_BZIP2), "x"), "NumPy does not write", "savez"),
+    "no values": (lambda p: (_npy(p / "d.npy", np.zeros((5, 0))), None), "its shape is (5, 0)", "at least one"),
+    "no samples": (lambda p: (_npy(p / "d.npy", np.zeros((0, 5))), None), "its shape is (0, 5)", "at least one"),
+    "endless and empty": (lambda p: (_written(p / "d.npy", _header((10**10, 0))), None), "is empty", "at least one"),
+    "endless": (lambda p: (_written(p / "d.npy", _header((10**10,))), None), "cut short", "again"),
+    "endless archive": (lambda p: (_lying_archive(p / "d.npz"), "x"), "cut short", "again"),
+    "endless, Fortran": (
+        lambda p: (_zip(p / "d.npz", _header((10**9, 10**6), fortran=True, data=b"\0" * 64)), "x"),
+        "cut short",
+        "again",
+    ),
+    "short, Fortran": (lambda p: (_cut(_npy(p / "d.npy", np.ones((9, 9)).T), 300), None), "cut short", "again"),
+    "axes": (lambda p: (_written(p / "d.npy", _header((1,) * 20000, data=b"1234")), None), "20000 axes", "reshape"),
+    "huge axis": (lambda p: (_written(p / "d.npy", _header(f"(0x{'f' * 9000},)")), None), "its shape", "again"),
+    "huge dtype": (lambda p: (_written(p / "d.npy", _header((1,), ["x" * 9])), None), "several fields", "convert"),
+    "b8": (lambda p: (_written(p / "d.npy", _header((1,), "|b8", data=b"12345678")), None), "dtype '|b8'", "convert"),
+    "f1": (lambda p: (_written(p / "d.npy", _header((1,), "|f1", data=b"1")), None), "dtype '|f1'", "convert"),
+    "line break": (lambda p: (_written(p / "d.npy", _header((1,), "<f4\n", data=b"1234")), None), "dtype", "convert"),
 }
 
 
@@ -142,3 +195,50 @@ def test_any_bytes_are_read_or_refused(data: bytes) -> None:
             for member in (None, "x"):
                 with pytest.raises(DataError):
                     digest_samples(path, member, ALL)
+
+
+def test_a_fortran_array_with_a_long_header_is_read(tmp_path: Path) -> None:
+    array = np.asfortranarray(np.arange(12, dtype=np.int16).reshape(4, 3))
+    padded = f"(4, {' ' * 20000}3)"
+    path = _written(tmp_path / "d.npy", _header(padded, "<i2", True, array.tobytes("F")))
+    archive = _zip(tmp_path / "d.npz", path.read_bytes(), zipfile.ZIP_DEFLATED)
+    plain = digest_samples(_npy(tmp_path / "plain.npy", array), None, Sampling(2, 0))
+    assert digest_samples(path, None, Sampling(2, 0)) == plain == digest_samples(archive, "x", Sampling(2, 0))
+
+
+def test_the_digest_of_a_model_folder_is_refused_for_what_cannot_be_named(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / os.fsdecode(b"weights\xff")).touch()
+    at = Problem("", "recipe.yaml", 3, 7)
+    with pytest.raises(InputError, match=r"recipe.yaml:3:7: .*weights\\xff'") as caught:
+        digest_sources([ModelSource(tmp_path / "model", at)], StatCache(tmp_path / "stat.sqlite"))
+    assert caught.value.problems[0].hint == "rename it"
+
+
+def test_a_model_folder_that_cannot_be_read_has_no_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model" / "variables").mkdir(parents=True)
+    scandir = os.scandir
+
+    def refuse(path: str) -> Any:
+        if str(path).endswith("variables"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match=r"variables: Permission denied"):
+        digest_sources([ModelSource(tmp_path / "model", Problem(""))], StatCache(tmp_path / "stat.sqlite"))
+
+
+def test_rows_of_another_stream_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = []
+
+    class Recorder:
+        def digest(self, path: Path, part: str, compute: object) -> str:
+            parts.append(part)
+            return "0" * 64
+
+    source = SampleSource(tmp_path / "x.npy", None, ALL, Problem(""), Problem(""))
+    source_digest(source, Recorder())  # type: ignore[arg-type]
+    monkeypatch.setattr("trtrecipe.plan.sources.STREAM", 2)
+    source_digest(source, Recorder())  # type: ignore[arg-type]
+    assert len(set(parts)) == 2

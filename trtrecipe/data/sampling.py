@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -21,7 +22,7 @@ class Sampling:
         return f"{'up to ' if self.at_most else ''}{self.samples} samples by seed {self.seed}"
 
 
-def select(count: int, sampling: Sampling) -> list[int]:
+def select(count: int, sampling: Sampling) -> Sequence[int]:
     """Ascending indices of the items out of `count` with the smallest SHA-256 of "seed:index".
 
     The choice depends on nothing else, so it is the same however the data is stored or read, and a larger sample
@@ -29,7 +30,7 @@ def select(count: int, sampling: Sampling) -> list[int]:
     """
     samples, seed = sampling.samples, sampling.seed
     if samples is None or samples == count or (sampling.at_most and samples > count):
-        return list(range(count))
+        return range(count)
     if samples > count:
         raise ValueError(f"{samples} samples are asked for and {count} exist")
     chosen = heapq.nsmallest(

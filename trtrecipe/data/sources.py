@@ -1,8 +1,9 @@
 """Reads the selected samples of an .npy file, or of an array in an .npz file, as one canonical .npy byte stream.
 
 The stream is what steps are given and what keys are made of: version 1.0 header, C order, the file's own dtype and
-byte order, the samples in ascending index order. Nothing is unpickled, and memory stays bounded by one piece.
-NumPy is needed only for arrays in Fortran order; planning a build must not import it.
+byte order, the samples in ascending index order. Nothing is unpickled. Memory stays bounded by one piece, save for an
+array in Fortran order inside an .npz file, which is held whole. Only Fortran order needs NumPy; planning a build must
+not import it.
 """
 
 from __future__ import annotations
@@ -11,16 +12,22 @@ import hashlib
 import math
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from trtrecipe.data.sampling import Sampling, select
 
+STREAM = 1
+"""Version of the stream: raised when the same data and sampling give other bytes, or are newly refused."""
+
 _PIECE = 1 << 20
-_DESCR = re.compile(r"^[<>|=][biuf](1|2|4|8)$")
+_DESCR = re.compile(r"[<>|=](b1|[iu][1248]|f[248])")
+_MAX_AXES = 32
+# Deflate cannot make more of a byte than this, whatever a file promises.
+_MAX_INFLATION = 1032
 
 
 class DataError(Exception):
@@ -69,30 +76,34 @@ def stream_samples(path: Path, member: str | None, sampling: Sampling) -> Iterat
     """The canonical stream in pieces. `member` is the array's name in an .npz file, None for an .npy file."""
     with _open(path, member) as (file, size, what):
         header = _read_header(file, what)
+        # Before anything is done for each sample: a header can promise any number of them.
+        expected = header.count * header.sample_bytes
+        if size - file.tell() < expected:
+            raise DataError(
+                f"{what} is cut short: its header promises {expected} bytes of data", "write the file again"
+            )
         try:
             chosen = select(header.count, sampling)
         except ValueError as error:
             raise DataError(f"{what}: {error}", "ask for fewer samples or add data", field="samples") from None
-        expected = header.count * header.sample_bytes
-        if size is not None and size - file.tell() < expected:
-            raise DataError(
-                f"{what} is cut short: its header promises {expected} bytes of data", "write the file again"
-            )
         yield _header_bytes(header, len(chosen))
         if header.fortran:
-            yield from _fortran_samples(path, member, chosen)
+            yield from _fortran_samples(path if member is None else None, file, header, chosen, what)
         else:
             yield from _samples(file, header, chosen, what)
 
 
 @contextmanager
-def _open(path: Path, member: str | None) -> Iterator[tuple[IO[bytes], int | None, str]]:
+def _open(path: Path, member: str | None) -> Iterator[tuple[IO[bytes], int, str]]:
+    """The file, the most bytes it can hold, and what to call it."""
     if member is None:
         with path.open("rb") as file:
             yield file, path.stat().st_size, path.name
         return
     import zipfile
+    import zlib
 
+    unreadable = (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, RuntimeError, KeyError, ValueError)
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
@@ -102,9 +113,13 @@ def _open(path: Path, member: str | None) -> Iterator[tuple[IO[bytes], int | Non
                 close = get_close_matches(member, names, 1)
                 hint = f"did you mean {close[0]}?" if close else None
                 raise DataError(f"{path.name} has no array '{member}'; it has: {', '.join(names)}", hint, field="array")
-            with archive.open(f"{member}.npy") as entry:
-                yield entry, archive.getinfo(f"{member}.npy").file_size, f"array '{member}' of {path.name}"
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, KeyError) as error:
+            entry = archive.getinfo(f"{member}.npy")
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise NotImplementedError(f"array '{member}' is compressed in a way that NumPy does not write")
+            size = min(entry.file_size, _MAX_INFLATION * path.stat().st_size)
+            with archive.open(entry) as file:
+                yield file, size, f"array '{member}' of {path.name}"
+    except unreadable as error:
         raise DataError(f"{path.name} is not a readable .npz file: {error}", "write it with numpy.savez") from None
 
 
@@ -125,12 +140,17 @@ def _read_header(file: IO[bytes], what: str) -> Header:
         raise DataError(f"{what} has a damaged .npy header: {error}", "write the file again") from None
     if isinstance(descr, str) and descr.endswith("O"):
         raise DataError(f"{what} holds Python objects (a pickle), which is refused", "save a plain numeric array")
-    if not isinstance(descr, str) or not _DESCR.match(descr):
-        raise DataError(f"{what} has dtype {descr}; numbers and booleans are supported", "convert it before saving")
-    if not isinstance(shape, tuple) or not all(type(axis) is int and axis >= 0 for axis in shape):
-        raise DataError(f"{what} has a damaged .npy header: shape {shape!r}", "write the file again")
+    if not isinstance(descr, str) or not _DESCR.fullmatch(descr):
+        dtype = f"dtype {descr[:40]!a}" if isinstance(descr, str) else "a dtype of several fields"
+        raise DataError(f"{what} has {dtype}; numbers and booleans are supported", "convert it before saving")
+    if not isinstance(shape, tuple) or not all(type(axis) is int and 0 <= axis < 1 << 63 for axis in shape):
+        raise DataError(f"{what} has a damaged .npy header: its shape is none", "write the file again")
     if not shape:
         raise DataError(f"{what} is a single number; samples run along the first axis", "save an array of samples")
+    if len(shape) > _MAX_AXES:
+        raise DataError(f"{what} has {len(shape)} axes; at most {_MAX_AXES} are supported", "reshape it before saving")
+    if 0 in shape:
+        raise DataError(f"{what} is empty: its shape is {shape}", "save at least one sample of at least one value")
     return Header(descr, shape[0], shape[1:], bool(fortran) and len(shape) > 1)
 
 
@@ -142,7 +162,7 @@ def _header_bytes(header: Header, count: int) -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(body)) + body
 
 
-def _samples(file: IO[bytes], header: Header, chosen: list[int], what: str) -> Iterator[bytes]:
+def _samples(file: IO[bytes], header: Header, chosen: Sequence[int], what: str) -> Iterator[bytes]:
     start, position = file.tell(), 0
     for first, count in _runs(chosen):
         if first != position:
@@ -157,8 +177,11 @@ def _samples(file: IO[bytes], header: Header, chosen: list[int], what: str) -> I
         position = first + count
 
 
-def _runs(indices: list[int]) -> Iterator[tuple[int, int]]:
+def _runs(indices: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Ascending indices as (first, count) of consecutive ones, so that reading stays sequential."""
+    if isinstance(indices, range):
+        yield indices.start, len(indices)
+        return
     first, count = 0, 0
     for index in indices:
         if count and index == first + count:
@@ -171,10 +194,20 @@ def _runs(indices: list[int]) -> Iterator[tuple[int, int]]:
         yield first, count
 
 
-def _fortran_samples(path: Path, member: str | None, chosen: list[int]) -> Iterator[bytes]:
+def _fortran_samples(
+    path: Path | None, file: IO[bytes], header: Header, chosen: Sequence[int], what: str
+) -> Iterator[bytes]:
+    """Each sample's bytes lie all over the array: mapped from the file at `path`, else read whole from `file`."""
     import numpy as np
 
-    loaded = np.load(path, mmap_mode="r" if member is None else None, allow_pickle=False)
-    array = loaded if member is None else loaded[member]
+    shape = (header.count, *header.sample_shape)
+    array: np.ndarray[Any, Any]
+    if path is not None:
+        array = np.memmap(path, header.descr, "r", file.tell(), shape, "F")
+    else:
+        data = file.read(header.count * header.sample_bytes)
+        if len(data) < header.count * header.sample_bytes:
+            raise DataError(f"{what} ends before its last sample", "write the file again")
+        array = np.frombuffer(data, header.descr).reshape(shape, order="F")
     for index in chosen:
         yield np.ascontiguousarray(array[index]).tobytes()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from trtrecipe.data.sampling import Sampling
-from trtrecipe.data.sources import DataError, digest_samples
+from trtrecipe.data.sources import STREAM, DataError, digest_samples
 from trtrecipe.digest import sha256_file, sha256_json
 from trtrecipe.errors import InputError, Problem
 from trtrecipe.store.stat import StatCache
@@ -65,7 +65,7 @@ def digest_sources(sources: Iterable[Source], stat: StatCache) -> dict[Source, s
             at = source.samples_at if isinstance(source, SampleSource) and error.field == "samples" else source.at
             problems.append(_blame(at, error.message, error.hint))
         except OSError as error:
-            problems.append(_blame(source.at, f"{error.filename or source.path}: {error.strerror}"))
+            problems.append(_blame(source.at, f"{error.filename or source.path}: {error.strerror or error}"))
     if problems:
         raise InputError(dict.fromkeys(problems))
     return digests
@@ -79,7 +79,7 @@ def source_digest(source: Source, stat: StatCache) -> str:
     path = source.path
     if isinstance(source, SampleSource):
         sampling = source.sampling
-        part = f"{source.member}|{sampling.samples}|{sampling.seed}|{sampling.at_most}"
+        part = f"{STREAM}|{source.member}|{sampling.samples}|{sampling.seed}|{sampling.at_most}"
         return stat.digest(path, part, lambda: digest_samples(path, source.member, sampling))
     if not path.is_dir():
         return stat.digest(path, "", lambda: sha256_file(path))
@@ -87,16 +87,33 @@ def source_digest(source: Source, stat: StatCache) -> str:
 
 
 def _files(folder: Path) -> Iterable[tuple[str, Path]]:
-    """Every file of the folder as (POSIX path, path), sorted. Raises DataError for a link or a special file."""
+    """Every file of the folder as (POSIX path, path), sorted.
+
+    Raises DataError for a link, a special file or a name that is not UTF-8, OSError for a folder that cannot be read.
+    """
     found: list[tuple[str, Path]] = []
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder, onerror=_raise):
         for name in (*folders, *files):
             path = Path(parent, name)
+            if not _is_utf8(name):
+                raise DataError(f"{parent} holds {os.fsencode(name)!r}, which is no UTF-8 name", "rename it")
             if path.is_symlink() or not (path.is_file() or path.is_dir()):
                 raise DataError(f"{path} is no plain file", "put a copy of the file there")
             if path.is_file():
                 found.append((path.relative_to(folder).as_posix(), path))
     return sorted(found)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _blame(at: Problem, message: str, hint: str | None = None) -> Problem:
