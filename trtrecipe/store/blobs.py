@@ -18,9 +18,10 @@ from trtrecipe.store.stat import SETTLED_NS, StatCache
 
 # Of a file's mode: its type, and whether its owner may read it. Nothing else is a blob, whatever it leads to.
 _TYPE_AND_READ, _PLAIN_AND_READ = 0o170400, 0o100400
+_PLAIN_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _GONE = (errno.ENOENT, errno.ENOTDIR)
 # What says that this one file is not what the store wrote; any other error is about the machine.
-_DAMAGED = (errno.EISDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EIO, errno.ENXIO)
+_DAMAGED = (errno.EISDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EIO, errno.ENXIO, errno.EAGAIN)
 _HINTS = {
     "store": "set TRTRECIPE_STORE to a folder that you can write to",
     "output folder": "use --output FOLDER",
@@ -151,8 +152,8 @@ def wrong_with(error: OSError) -> str:
 
 
 def open_plain(name: str, flags: int) -> int:
-    """An opener that follows no link and waits for no pipe. Raises OSError."""
-    return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+    """A descriptor, opened without following a link or waiting for a pipe. Raises OSError."""
+    return os.open(name, flags | _PLAIN_FLAGS)
 
 
 def move_aside(path: Path, quarantine: Path, name: str) -> None:
