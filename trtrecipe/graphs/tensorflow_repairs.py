@@ -29,9 +29,10 @@ def restore_variables(session: Any, folder: Path, outputs: Collection[str]) -> N
     import tensorflow as tf
     from tensorflow.core.protobuf import trackable_object_graph_pb2
 
-    empty = [
-        (handle, name) for handle, name in _variables(tf, session, outputs) if not session.run(_is_set(tf, handle))
-    ]
+    # Each run of a session whose graph has grown costs as much as the graph is large: hence two runs for all variables.
+    variables = list(_variables(tf, session, outputs))
+    held = session.run([tf.raw_ops.VarIsInitializedOp(resource=handle) for handle, _ in variables])
+    empty = [variable for variable, is_held in zip(variables, held, strict=True) if not is_held]
     if not empty:
         return
     checkpoint = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
@@ -45,6 +46,8 @@ def restore_variables(session: Any, folder: Path, outputs: Collection[str]) -> N
         for entry in node.attributes:
             if entry.name == "VARIABLE_VALUE" and entry.full_name:
                 keys.setdefault(entry.full_name, set()).add(entry.checkpoint_key)
+    values: dict[Any, Any] = {}
+    assigned = []
     for handle, name in empty:
         found = keys.get(name, set())
         if len(found) > 1:
@@ -53,7 +56,11 @@ def restore_variables(session: Any, folder: Path, outputs: Collection[str]) -> N
                 hint="give the layers different names, or save the model with model.export()",
             )
         for key in found:
-            session.run(tf.raw_ops.AssignVariableOp(resource=handle, value=checkpoint.get_tensor(key)))
+            value = checkpoint.get_tensor(key)
+            given = tf.compat.v1.placeholder(value.dtype, value.shape)
+            values[given] = value
+            assigned.append(tf.raw_ops.AssignVariableOp(resource=handle, value=given))
+    session.run(assigned, values)
 
 
 def _variables(tf: Any, session: Any, outputs: Collection[str]) -> Iterator[tuple[Any, str]]:
@@ -62,10 +69,6 @@ def _variables(tf: Any, session: Any, outputs: Collection[str]) -> Iterator[tupl
     for node in needed.node:
         if node.op == "VarHandleOp":
             yield session.graph.get_tensor_by_name(f"{node.name}:0"), node.attr["shared_name"].s.decode()
-
-
-def _is_set(tf: Any, handle: Any) -> Any:
-    return tf.raw_ops.VarIsInitializedOp(resource=handle)
 
 
 def let_inline(definition: Any) -> None:
