@@ -467,7 +467,7 @@ class TestStat:
         other.execute("BEGIN EXCLUSIVE")
         inode = path.stat().st_ino
         connect = sqlite3.connect
-        monkeypatch.setattr(sqlite3, "connect", lambda name, timeout: connect(name, timeout=0))
+        monkeypatch.setattr(sqlite3, "connect", lambda name, **options: connect(name, **options | {"timeout": 0}))
         StatCache(path).close()
         assert path.stat().st_ino == inode
 
@@ -509,3 +509,20 @@ class TestLocks:
         lock = KeyLock(path)
         assert lock.acquire()
         lock.release()
+
+
+def test_rows_read_at_once_say_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(b"1")
+    TestStat.settle(path)
+    with Store(tmp_path / "store") as first:
+        record = publish(first)
+        first.stat.digest(path, "", lambda: "digest")
+    with Store(tmp_path / "store") as store:
+        store.stat.preload()
+        assert store.lookup(KEY) == record
+        assert store.stat.digest(path, "", lambda: "hashed again") == "digest"
+        alter(store.blobs.path(record.outputs["onnx"].sha256), b"resulT")
+        assert isinstance(store.lookup(KEY), Missing)
+        path.write_bytes(b"2")
+        assert store.stat.digest(path, "", lambda: "hashed again") == "hashed again"

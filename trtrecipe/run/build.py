@@ -20,6 +20,7 @@ from trtrecipe.run.scheduler import Scheduler
 from trtrecipe.store.blobs import DamagedBlobError
 from trtrecipe.store.store import Store
 
+MANY = 1000  # steps from which on reading all stat rows of the store is cheaper than asking for each
 PASSES = 3  # a pass after each that found a damaged file while placing
 
 
@@ -33,6 +34,8 @@ class Built:
 
 def resolver_for(graph: Graph, store: Store, machine: Machine) -> tuple[Resolver, dict[Source, str]]:
     """A resolver that knows the sources' digests and the recipes' last builds. Raises InputError."""
+    if len(graph.steps) >= MANY:
+        store.stat.preload()
     given = (source for step in graph.steps.values() for source in step.inputs.values())
     sources = digest_sources((s for s in given if isinstance(s, (ModelSource, SampleSource))), store.stat)
     last = {recipe.name: parse(store.read_last(recipe.loaded.path)) for recipe in graph.recipes}
@@ -42,6 +45,7 @@ def resolver_for(graph: Graph, store: Store, machine: Machine) -> tuple[Resolver
 def build(graph: Graph, store: Store, machine: Machine, jobs: int, output: Path, listener: Listener) -> Built:
     """Build and place everything that can be. Raises InputError, StoreError; KeyboardInterrupt passes through."""
     _check_output(graph, output)
+    store.sweep()
     outcomes: dict[str, Outcome] = {}
     for _ in range(PASSES):
         resolver, sources = resolver_for(graph, store, machine)

@@ -83,7 +83,6 @@ class Scheduler:
         try:
             with _without_collector():
                 self._resolve(deque(step_id for step_id, needs in self._needs.items() if not needs))
-            self._store.stat.flush()
             while self._ready or self._running or self._later:
                 self._wake()
                 while self._may_start():
@@ -101,7 +100,6 @@ class Scheduler:
                     if not self._running[event.data].read():
                         selector.unregister(event.fileobj)
                         self._finish(self._graph.steps[event.data], self._running.pop(event.data))
-                        self._store.stat.flush()
         finally:
             for worker in self._running.values():
                 worker.kill()

@@ -46,11 +46,14 @@ class StatCache:
         self._path = path
         self._database: sqlite3.Connection | None = None
         self._made_anew = False
+        # What `preload` read; rows written since then, here or elsewhere, are only in the database.
+        self._files: dict[tuple[bytes, str], tuple[object, ...]] = {}
+        self._blobs: dict[str, tuple[object, ...]] = {}
         self._open()
 
     def _open(self) -> None:
         try:
-            self._database = sqlite3.connect(self._path, timeout=5.0)
+            self._database = sqlite3.connect(self._path, timeout=5.0, isolation_level=None)
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=NORMAL")
             self._database.executescript(_TABLES)
@@ -72,6 +75,18 @@ class StatCache:
         self._open()
         return True
 
+    def preload(self) -> None:
+        """Read all rows at once, for who is about to ask for thousands: one by one they cost twice as much."""
+        if self._database is None:
+            return
+        try:
+            for sha256, *row in self._database.execute("SELECT * FROM blobs"):
+                self._blobs[sha256] = tuple(row)
+            for name, part, *row in self._database.execute("SELECT * FROM files"):
+                self._files[name, part] = tuple(row)
+        except _UNUSABLE as error:
+            self._make_anew(error)
+
     def close(self) -> None:
         """Let go of the database."""
         if self._database is not None:
@@ -86,9 +101,11 @@ class StatCache:
         """
         name = os.fsencode(os.path.abspath(path))
         before = os.stat(name)
-        found = self._query(
-            "SELECT dev, ino, size, mtime_ns, ctime_ns, sha256 FROM files WHERE path = ? AND part = ?", (name, part)
-        )
+        found = self._files.get((name, part))
+        if found is None or found[:5] != _identity(before):
+            found = self._query(
+                "SELECT dev, ino, size, mtime_ns, ctime_ns, sha256 FROM files WHERE path = ? AND part = ?", (name, part)
+            )
         if found is not None and found[:5] == _identity(before):
             return str(found[5])
         sha256 = compute()
@@ -102,8 +119,10 @@ class StatCache:
 
     def blob_is_known(self, sha256: str, stat: os.stat_result) -> bool:
         """Whether the blob was hashed when its stat was as it is now (its ctime aside: links change it)."""
-        row = self._query("SELECT dev, ino, size, mtime_ns FROM blobs WHERE sha256 = ?", (sha256,))
-        return row is not None and row == _identity(stat)[:4]
+        now = _identity(stat)[:4]
+        if self._blobs.get(sha256) == now:
+            return True
+        return self._query("SELECT dev, ino, size, mtime_ns FROM blobs WHERE sha256 = ?", (sha256,)) == now
 
     def remember_blob(self, sha256: str, stat: os.stat_result) -> None:
         """Note that the blob was hashed and right, unless it is too young for that to last."""
@@ -125,15 +144,8 @@ class StatCache:
             return
         try:
             self._database.execute(sql, values)
-            self.flush()
         except _UNUSABLE as error:
             self._make_anew(error)
-
-    def flush(self) -> None:
-        """Commit what was written, so that no lock on the database is held."""
-        if self._database is not None:
-            with contextlib.suppress(sqlite3.Error):
-                self._database.commit()
 
 
 def _identity(stat: os.stat_result) -> tuple[int, int, int, int, int]:
