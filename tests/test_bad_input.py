@@ -95,7 +95,7 @@ CASES: dict[str, tuple[Edit, int, str, str, str | None]] = {
         recipe(lambda r: r["calibration"]["data"].update(arrays={"picture": "calib"})), 1, "picture", "", None,
     ),
     "wrong shape": (data("calib", lambda a: a[:, :, :4]), 1, "4", "", None),
-    "no numbers": (data("calib", lambda a: np.array(["a", "b"])), 2, "dtype <U1", "convert", "calib"),
+    "no numbers": (data("calib", lambda a: np.array(["a", "b"])), 2, "dtype '<U1'", "convert", "calib"),
     "NaN": (data("calib", nan_at(select(64, Sampling(32, 0))[5])), 1, "sample 5", "", None),
     "too few samples": (
         recipe(lambda r: r["calibration"].update(samples=65)),

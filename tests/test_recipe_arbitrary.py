@@ -33,7 +33,7 @@ model:
   dims: {batch: {min: 1, opt: 2, max: 4}, size: {min: 8, opt: 8, max: 8}}
 precision: {mode: int8, fallback: fp16}
 preprocess: {image: [{scale: 0.5}, {normalize: {mean: [0, 0, 0], std: [1, 1, 1]}}]}
-calibration: {data: {npy: {image: x.npy}}, samples: 8, seed: 1, method: minmax}
+calibration: {data: {npy: {image: x.npy}}, samples: 8, seed: 1, method: minmax, memory: 64MiB}
 evaluation: {data: {npz: x.npz, arrays: {image: x, label: y}}, samples: 8, seed: 1, metric: top5, output: logits}
 gates:
   accuracy: {max_drop: 0.1, min: 0.5}
