@@ -16,6 +16,7 @@ import yaml
 from support.projects import make_project
 
 from trtrecipe.cli.app import run
+from trtrecipe.digest import sha256_json
 from trtrecipe.recipe.schema import recipe_schema
 
 COMMANDS = ("validate", "show", "plan", "build", "explain", "schema", "doctor", "devices", "cache")
@@ -131,9 +132,10 @@ def test_cache(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: 
     from trtrecipe.store.store import Store
 
     monkeypatch.setenv("TRTRECIPE_STORE", str(tmp_path / "store"))
-    with Store(tmp_path / "store") as store, store.work_folder("k" * 64) as folder:
+    key = sha256_json({})
+    with Store(tmp_path / "store") as store, store.work_folder(key) as folder:
         (folder / "file").write_bytes(b"12345")
-        record = store.publish("k" * 64, {}, {"onnx": folder / "file"}, {})
+        record = store.publish(key, {}, {"onnx": folder / "file"}, {})
         path = store.blobs.path(record.outputs["onnx"].sha256)
     code, info = run_json(capsys, "cache", "info")
     assert code == 0 and (info["blobs"], info["blob_bytes"], info["records"]) == (1, 5, 1)

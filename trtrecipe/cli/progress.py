@@ -27,10 +27,12 @@ def watch(stream: TextIO) -> Iterator[Listener]:
 
 
 def _write(stream: TextIO, event: Event) -> None:
+    said = lines(event)
+    if not said:
+        return
     # A reader that went away must not stop the build.
     with contextlib.suppress(OSError):
-        for line in lines(event):
-            stream.write(f"{line}\n")
+        stream.write("".join(f"{line}\n" for line in said))
         stream.flush()
 
 

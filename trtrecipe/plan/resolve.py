@@ -72,8 +72,8 @@ class Resolver:
                 inputs[role] = self._sources[source]
         module = STEPS[step.kind]
         tools = {tool: version(tool) for tool in module.tools(module.Params(**step.params))}
-        missing = [tool for tool, found in tools.items() if found is None]
-        if missing:
+        if None in tools.values():
+            missing = [tool for tool, found in tools.items() if found is None]
             text = f"needs {' and '.join(missing)}, which is not installed; {install_hint(missing[0])}"
             return Resolution("unable", reasons=(Reason(text),))
         document = self._key_document(step, inputs, tools)

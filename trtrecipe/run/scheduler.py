@@ -64,6 +64,7 @@ class Scheduler:
         self._running: dict[str, WorkerProcess] = {}
         self._repeated: set[tuple[str, str]] = set()
         self._waited: set[str] = set()
+        self._incomplete = False  # whether any step ended without a result
         self._index = {step_id: number for number, step_id in enumerate(graph.steps)}
         self._needs: dict[str, set[str]] = {}
         self._needed_by: dict[str, list[str]] = {step_id: [] for step_id in graph.steps}
@@ -129,6 +130,7 @@ class Scheduler:
             step, outcome = settled.popleft()
             self._outcomes[step.id] = outcome
             self._known[step.id] = outcome.resolution
+            self._incomplete |= outcome.status not in ("hit", "ran")
             self._listener(Finished(step, outcome))
             for after in self._needed_by[step.id]:
                 needs = self._needs[after]
@@ -137,7 +139,7 @@ class Scheduler:
                 needs.remove(step.id)
                 if needs:
                     continue
-                without = self._cannot_run(self._graph.steps[after])
+                without = self._cannot_run(self._graph.steps[after]) if self._incomplete else None
                 if without is None:
                     open_steps.append(after)
                 else:

@@ -12,19 +12,28 @@ from typing import Any
 from trtrecipe.digest import canonical_json, sha256_bytes
 from trtrecipe.store.blobs import Blob, make_folder, move_aside, open_plain, sync_folder, wrong_with
 
-_HEAD = b'{"digest":"'
-_BODY = b'","record":'
+_parse = json.JSONDecoder().decode
+
+# A record is JSON on five lines, of which two vary. Canonical JSON has no line break in it, so that a no-op build can
+# take the result without parsing the key document, which is most of the bytes.
+_FIRST, _MIDDLE, _LAST = b'{"digest":"%s","result":', b',"key_document":', b"}"
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """`key` is the SHA-256 of `key_document`; `digest` that of the record's own canonical JSON."""
+    """`key` is the SHA-256 of `key_json`, the canonical JSON of the key document; `digest` that of all that is kept."""
 
     key: str
-    key_document: Mapping[str, Any]
+    key_json: bytes
     outputs: Mapping[str, Blob]
     measurements: Mapping[str, Any]
     digest: str
+
+    @property
+    def key_document(self) -> dict[str, Any]:
+        """The key document, parsed."""
+        document: dict[str, Any] = json.loads(self.key_json)
+        return document
 
 
 class DamagedRecordError(Exception):
@@ -35,21 +44,15 @@ def make_record(
     key: str, key_document: Mapping[str, Any], outputs: Mapping[str, Blob], measurements: Mapping[str, Any]
 ) -> Record:
     """A record with its digest. Raises ValueError for measurements that are no finite JSON."""
-    digest = sha256_bytes(_body(key, key_document, outputs, measurements))
-    return Record(key, key_document, outputs, measurements, digest)
+    key_json = canonical_json(key_document)
+    return Record(key, key_json, outputs, measurements, sha256_bytes(_rest(key_json, outputs, measurements)))
 
 
-def _body(
-    key: str, key_document: Mapping[str, Any], outputs: Mapping[str, Blob], measurements: Mapping[str, Any]
-) -> bytes:
-    return canonical_json(
-        {
-            "key": key,
-            "key_document": key_document,
-            "outputs": {role: {"sha256": blob.sha256, "size": blob.size} for role, blob in outputs.items()},
-            "measurements": measurements,
-        }
-    )
+def _rest(key_json: bytes, outputs: Mapping[str, Blob], measurements: Mapping[str, Any]) -> bytes:
+    """All lines but the first."""
+    blobs = {role: {"sha256": blob.sha256, "size": blob.size} for role, blob in outputs.items()}
+    result = canonical_json({"outputs": blobs, "measurements": measurements})
+    return b"\n".join((result, _MIDDLE, key_json, _LAST, b""))
 
 
 def _read(name: str) -> bytes:
@@ -66,16 +69,15 @@ def _read(name: str) -> bytes:
 
 
 def _decode(data: bytes, key: str) -> Record:
-    # The digest covers the bytes after it, so it is checked without writing the JSON out again.
-    start = len(_HEAD) + 64 + len(_BODY)
-    digest, body = data[len(_HEAD) : len(_HEAD) + 64], data[start:-2]
-    if data[: len(_HEAD)] != _HEAD or data[-2:] != b"}\n" or sha256_bytes(body).encode() != digest:
+    first, _, rest = data.partition(b"\n")
+    digest = sha256_bytes(rest)
+    lines = rest.split(b"\n")
+    # The key is the digest of the key document: a record under another name is found out too.
+    if first != _FIRST % digest.encode() or len(lines) != 5 or sha256_bytes(lines[2]) != key:
         raise DamagedRecordError
-    fields = json.loads(body)
-    if fields["key"] != key:
-        raise DamagedRecordError
+    fields = _parse(lines[0].decode())
     outputs = {role: Blob(blob["sha256"], blob["size"]) for role, blob in fields["outputs"].items()}
-    return Record(key, fields["key_document"], outputs, fields["measurements"], digest.decode())
+    return Record(key, lines[2], outputs, fields["measurements"], digest)
 
 
 class Records:
@@ -105,11 +107,11 @@ class Records:
         """Keep the record unless one is there already; the one that is kept. Raises OSError, StoreError."""
         path = self.path(record.key)
         make_folder(path.parent, self._quarantine)
-        body = _body(record.key, record.key_document, record.outputs, record.measurements)
+        rest = _rest(record.key_json, record.outputs, record.measurements)
         temporary = self._temporary / f"{record.key}.{os.urandom(4).hex()}"
         try:
             with temporary.open("xb") as file:
-                file.write(_HEAD + record.digest.encode() + _BODY + body + b"}\n")
+                file.write(_FIRST % record.digest.encode() + b"\n" + rest)
                 file.flush()
                 os.fsync(file.fileno())
             try:
