@@ -128,7 +128,7 @@ def _onnxruntime(folder: Path, count: str, method: str) -> int:
     import numpy as np
     from onnxruntime.quantization.calibrate import CalibrationDataReader, CalibrationMethod, create_calibrator
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
         samples = iter(np.load(folder / f"{count}.npy", mmap_mode="r"))
 
         def get_next(self) -> dict[str, Any] | None:

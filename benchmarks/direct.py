@@ -74,15 +74,15 @@ def quantize(folder: Path) -> None:
     samples = np.load(folder / "data.npz")["x_calib"][:SAMPLES].astype(np.float32) * np.float32(SCALE)
     name = model.graph.input[0].name
 
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
         def __init__(self) -> None:
             self._batches = ({name: samples[start : start + BATCH]} for start in range(0, len(samples), BATCH))
 
         def get_next(self) -> dict[str, object] | None:
             return next(self._batches, None)
 
-    class Calibrator(EntropyCalibrater):  # type: ignore[misc]
-        def select_tensors_to_calibrate(self, model):  # type: ignore[no-untyped-def]
+    class Calibrator(EntropyCalibrater):  # type: ignore[misc]  # onnxruntime has no types
+        def select_tensors_to_calibrate(self, model):  # type: ignore[no-untyped-def]  # types of what is imported late
             read = {node.input[0] for node in model.graph.node if node.op_type in operators}
             return read, {value.name: value for value in (*model.graph.value_info, *model.graph.input)}
 
@@ -179,7 +179,7 @@ def _optimize(source: Path, target: Path, level: str) -> None:
     ort.InferenceSession(str(source), options, providers=["CPUExecutionProvider"])
 
 
-def _session(model: Path, threads: int = 1):  # type: ignore[no-untyped-def]
+def _session(model: Path, threads: int = 1):  # type: ignore[no-untyped-def]  # types of what is imported late
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -189,7 +189,7 @@ def _session(model: Path, threads: int = 1):  # type: ignore[no-untyped-def]
     return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
 
-def _outputs(folder: Path, model: Path):  # type: ignore[no-untyped-def]
+def _outputs(folder: Path, model: Path):  # type: ignore[no-untyped-def]  # types of what is imported late
     """All outputs on the test split; prints the accuracy."""
     import numpy as np
 

@@ -135,7 +135,7 @@ def child(what: str, folder: Path, shape: str, size: int) -> None:
         sys.exit(f"{hits} of {size} steps are hits")
 
 
-def _steps(folder: Path, shape: str, size: int):  # type: ignore[no-untyped-def]
+def _steps(folder: Path, shape: str, size: int):  # type: ignore[no-untyped-def]  # types of what is imported late
     """Step id → step. The imports are the measured process's own."""
     from trtrecipe.errors import Problem
     from trtrecipe.plan.graph import Step, StepOutput
@@ -149,7 +149,7 @@ def _steps(folder: Path, shape: str, size: int):  # type: ignore[no-untyped-def]
     return steps
 
 
-def _fill(graph, resolver, store, folder: Path) -> None:  # type: ignore[no-untyped-def]
+def _fill(graph, resolver, store, folder: Path) -> None:  # type: ignore[no-untyped-def]  # types of what is imported late
     """Publish a small output for every step. Nothing here is timed, so nothing is synced to the disk either."""
     os.fsync = lambda fd: None
     known: dict[str, object] = {}

@@ -462,3 +462,24 @@ def test_an_error_of_ours_is_a_message_too(project: Project, command: Command, m
     assert code == 1
     [error] = document["errors"]
     assert error["message"] == "unexpected ZeroDivisionError: no reason" and "--debug" in error["hint"]
+
+
+def test_a_damaged_input_of_many_steps_is_made_again_once(project: Project, command: Command, tmp_path: Path) -> None:
+    import os
+
+    _, before = command("build", project.recipe)
+    [sha256] = [step["outputs"]["onnx"] for step in before["targets"][0]["steps"] if step["kind"] == "prepare"]
+    with Store(tmp_path / "store") as store:
+        path = store.blobs.path(sha256)
+    stat = path.stat()
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    # Four steps now want it, of which two start at once and two are still waiting when the damage is found.
+    targets = ["host", "jetson-xavier-nx@5.1.4", "jetson-orin-nx@6.2", "jetson-orin-nx@6.0"]
+    project.change_recipe(lambda recipe: recipe.update(targets=targets))
+    project.change_recipe(lambda recipe: recipe["calibration"].update(method="percentile"))
+    code, document = command("build", project.recipe, "-j", 2)
+    assert code == 5
+    assert [target["status"] for target in document["targets"]] == ["built", "pending", "pending", "pending"]
+    assert statuses(document)["prepare"] == "ran"

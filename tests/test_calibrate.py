@@ -212,7 +212,7 @@ def test_percentile_ignores_an_outlier_that_minmax_sees() -> None:
 
 
 def test_minmax_is_that_of_onnxruntime(tmp_path: Path) -> None:
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
         samples = iter(np.split(NORMAL, len(NORMAL)))
 
         def get_next(self) -> dict[str, np.ndarray] | None:

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from trtrecipe.digest import sha256_json
-from trtrecipe.targets.catalog import DATA, Catalog, TargetError, load_catalog, operators
+from trtrecipe.targets.catalog import DATA, Catalog, Profile, Release, TargetError, load_catalog, operators
 
 PROFILES = [
     "jetson-nano",
@@ -104,7 +104,7 @@ def test_what_each_jetson_has(
 @pytest.mark.parametrize(
     ("profile", "release"), RELEASES, ids=lambda value: getattr(value, "id", None) or value.jetpack
 )
-def test_every_release_resolves_or_is_refused_with_a_reason(profile, release) -> None:  # type: ignore[no-untyped-def]
+def test_every_release_resolves_or_is_refused_with_a_reason(profile: Profile, release: Release) -> None:
     spec = f"{profile.id}@{release.jetpack}"
     reason = CATALOG.refusal(release)
     if reason is None:
@@ -254,7 +254,7 @@ def test_a_release_that_nothing_is_known_of_is_refused() -> None:
 
 def test_catalog_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        CATALOG.profiles[0].id = "other"  # type: ignore[misc]
+        CATALOG.profiles[0].id = "other"  # type: ignore[misc]  # that it is frozen is the test
 
 
 def test_reading_the_catalog_imports_nothing_but_the_standard_library() -> None:

@@ -238,7 +238,7 @@ def test_rows_of_another_stream_do_not_count(tmp_path: Path, monkeypatch: pytest
             return "0" * 64
 
     source = SampleSource(tmp_path / "x.npy", None, ALL, Problem(""), Problem(""))
-    source_digest(source, Recorder())  # type: ignore[arg-type]
+    source_digest(source, Recorder())  # type: ignore[arg-type]  # stands for a StatCache
     monkeypatch.setattr("trtrecipe.plan.sources.STREAM", 2)
-    source_digest(source, Recorder())  # type: ignore[arg-type]
+    source_digest(source, Recorder())  # type: ignore[arg-type]  # stands for a StatCache
     assert len(set(parts)) == 2

@@ -32,7 +32,7 @@ def build(request: dict[str, Any], model: bytes) -> bytes:
 
     errors: list[str] = []
 
-    class Log(trt.ILogger):  # type: ignore[misc]
+    class Log(trt.ILogger):  # type: ignore[misc]  # the package has no types
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 

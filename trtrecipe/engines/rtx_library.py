@@ -27,7 +27,7 @@ def version(trt: Any) -> tuple[int, ...]:
 def new_log(trt: Any) -> Any:
     """A logger for `trt` that keeps errors and warnings; `.last_words()` gives them as one line."""
 
-    class Log(trt.ILogger):  # type: ignore[misc]
+    class Log(trt.ILogger):  # type: ignore[misc]  # the package has no types
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from trtrecipe.data.sampling import Sampling
@@ -83,7 +84,7 @@ def source_digest(source: Source, stat: StatCache) -> str:
         return stat.digest(path, part, lambda: digest_samples(path, source.member, sampling))
     if not path.is_dir():
         return stat.digest(path, "", lambda: sha256_file(path))
-    return sha256_json([[name, stat.digest(file, "", lambda f=file: sha256_file(f))] for name, file in _files(path)])  # type: ignore[misc]
+    return sha256_json([[name, stat.digest(file, "", partial(sha256_file, file))] for name, file in _files(path)])
 
 
 def _files(folder: Path) -> Iterable[tuple[str, Path]]:

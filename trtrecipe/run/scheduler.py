@@ -246,7 +246,11 @@ class Scheduler:
         """Look at a ready step once more; if it need not or cannot start now, see to it that it is looked after."""
         step, before = self._graph.steps[step_id], self._known[step_id]
         assert before.key is not None
-        # An input may have been made again, to other bytes, since the step became ready.
+        # An input may be being made again since the step became ready, or have been, to other bytes.
+        again = {s.step for s in step.inputs.values() if isinstance(s, StepOutput) and s.step not in self._outcomes}
+        if again:
+            self._needs[step_id] = again
+            return False
         if self._repeated and self._resolver.resolve(step, self._known).key != before.key:
             self._resolve(deque([step_id]))
             return False
