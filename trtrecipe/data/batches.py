@@ -68,15 +68,20 @@ def load(inputs: Mapping[str, Path], interface: Interface, preprocess: Mapping[s
 
 
 def batches(
-    samples: Samples, interface: Interface, preprocess: Mapping[str, Operations], size: int = BATCH
+    samples: Samples,
+    interface: Interface,
+    preprocess: Mapping[str, Operations],
+    size: int = BATCH,
+    span: tuple[int, int] | None = None,
 ) -> Iterator[Batch]:
-    """The samples in order, preprocessed, as batches of equal size.
+    """The samples in order, preprocessed, as batches of equal size; with `span`, those from its first to before its last.
 
     The size is the model's first axis where that is fixed, else `size`. Raises StepError when preprocessing overflows.
     """
     size = batch_size(interface, size)
-    for start in range(0, samples.count, size):
-        stop = min(start + size, samples.count)
+    first, last = span or (0, samples.count)
+    for start in range(first, last, size):
+        stop = min(start + size, last)
         indices = np.minimum(np.arange(start, start + size), stop - 1)
         feeds = {}
         for spec in interface.inputs:
