@@ -21,7 +21,7 @@ _FORMATS = {".onnx": "onnx", ".keras": "keras"}
 
 def check(recipe: Any) -> Iterator[Finding]:
     """Everything wrong between the blocks of `recipe`, plain data as read from YAML."""
-    for rule in (_dims, _calibration, _gates, _labels, _inputs, _target_ids, _signature):
+    for rule in (_dims, _calibration, _judged, _gates, _labels, _inputs, _target_ids, _signature):
         yield from rule(recipe)
 
 
@@ -60,17 +60,63 @@ def _dims(recipe: Any) -> Iterator[Finding]:
             yield Finding(here, message, f"add the range of {name}", at_key=True)
 
 
+def _precisions(recipe: Any) -> list[tuple[tuple[Any, ...], Any, Any]]:
+    """Each precision block that some target goes by: its place, the block, and the gates of one such target."""
+    targets = _items(recipe, "targets")
+    own = [(index, target) for index, target in targets if _at(target, "precision") is not None]
+    shared = [target for _, target in targets if _at(target, "precision") is None]
+    blocks: list[tuple[tuple[Any, ...], Any, Any]] = [
+        (("targets", index, "precision"), _at(target, "precision"), _at(target, "gates") or _at(recipe, "gates"))
+        for index, target in own
+    ]
+    gates = [_at(target, "gates") or _at(recipe, "gates") for target in shared or ([] if targets else [None])]
+    # Of the targets that share a block, the one with the least to be judged by.
+    for least in sorted(gates, key=_judging)[:1]:
+        blocks.insert(0, (("precision",), _at(recipe, "precision"), least))
+    return blocks
+
+
+def _modes(precision: Any) -> list[Any]:
+    mode = _at(precision, "mode")
+    return mode if isinstance(mode, list) else [mode]
+
+
+def _judging(gates: Any) -> int:
+    """How many gates there are on how good the outputs are."""
+    return sum(_at(gates, gate) is not None for gate in ("accuracy", "agreement", "cosine"))
+
+
 def _calibration(recipe: Any) -> Iterator[Finding]:
     if _at(recipe, "calibration") is not None:
         return
-    targets = _items(recipe, "targets")
-    own = [("targets", index, "precision", "mode") for index, target in targets if _at(target, "precision") is not None]
-    places = [("precision", "mode")] if len(own) < len(targets) or not targets else []
-    for loc in [*places, *own]:
-        entry = dict(targets)[loc[1]] if loc[0] == "targets" else recipe
-        if _at(entry, "precision", "mode") == "int8":
-            hint = "add calibration: {data: {npz: FILE, arrays: {INPUT: ARRAY}}}"
-            yield Finding(loc, f"{dotted(loc)} is int8, and the recipe has no calibration data", hint)
+    for loc, precision, _ in _precisions(recipe):
+        if "int8" in _modes(precision):
+            hint = (
+                "add calibration: {data: {npz: FILE, arrays: {INPUT: ARRAY}}}, or calibration: {model: true} for a "
+                "model that carries its own scales"
+            )
+            here = (*loc, "mode")
+            yield Finding(here, f"{dotted(here)} is int8, and the recipe has no calibration data", hint)
+
+
+def _judged(recipe: Any) -> Iterator[Finding]:
+    """A choice between INT8 graphs needs something to judge them by."""
+    for loc, precision, gates in _precisions(recipe):
+        several = "int8" in _modes(precision) and len(_modes(precision)) > 1
+        search = _at(precision, "search") is True
+        if (several or search) and not _judging(gates):
+            here = (*loc, "search" if search else "mode")
+            message = (
+                f"{dotted(here)} needs a gate that says whether INT8 is good enough: accuracy, agreement or cosine"
+            )
+            yield Finding(here, message, "add gates: {accuracy: {max_drop: 0.01}}", at_key=search)
+        if _at(recipe, "calibration", "model") is True:
+            for key in ("keep", "search"):
+                if _at(precision, key):
+                    message = (
+                        f"{dotted((*loc, key))} does not go with calibration.model: the model's own scales are kept"
+                    )
+                    yield Finding((*loc, key), message, f"remove {key}, or calibrate with data", at_key=True)
 
 
 def _gates(recipe: Any) -> Iterator[Finding]:

@@ -27,7 +27,9 @@ def named_files(loaded: Loaded) -> Iterator[tuple[tuple[Any, ...], str]]:
     """Each file or folder that the recipe names: where it stands, and how it is written."""
     recipe = loaded.recipe
     yield ("model", "source"), recipe.model.source
-    if recipe.calibration:
+    if recipe.calibration and recipe.calibration.table is not None:
+        yield ("calibration", "table"), recipe.calibration.table
+    if recipe.calibration and recipe.calibration.data is not None:
         yield from _data_files(("calibration", "data"), recipe.calibration.data)
     if recipe.evaluation:
         yield from _data_files(("evaluation", "data"), recipe.evaluation.data)

@@ -31,6 +31,9 @@ EXAMPLES = {
     "opt": "opt: 8",
     "max": "max: 32",
     "scale": "scale: 0.0625",
+    "layers": "layers: logits",
+    "operators": "operators: [Softmax]",
+    "between": "between: [FROM, TO]",
     "normalize": "normalize: {mean: [0.5], std: [0.5]}",
     "mean": "mean: [0.5]",
     "std": "std: [0.5]",
@@ -140,7 +143,7 @@ def _shown(value: Any, text: str | None) -> str:
 
 
 def _literal(item: Any, loc: tuple[Any, ...], text: str | None) -> _Words:
-    allowed = re.findall(r"'([^']*)'", item["ctx"]["expected"])
+    allowed = re.findall(r"'([^']*)'", item["ctx"]["expected"]) or [item["ctx"]["expected"].lower()]
     meant = nearest(item["input"], allowed) if isinstance(item["input"], str) else None
     return f"must be {listed(allowed, 'or')}", f"did you mean {meant}?" if meant else None
 
@@ -186,7 +189,7 @@ def _bound(item: Any, loc: tuple[Any, ...], text: str | None) -> _Words:
 
 def _form(item: Any, loc: tuple[Any, ...], text: str | None) -> _Words:
     keys = item.get("ctx", {}).get("keys", "").split()
-    if not isinstance(item["input"], dict):
+    if not keys or not isinstance(item["input"], dict):
         return item["msg"], None
     if any(key in item["input"] for key in keys):
         return f"must have only one of the keys {listed(keys)}", None
@@ -211,6 +214,7 @@ _RULES: dict[str, Callable[[Any, tuple[Any, ...], str | None], _Words]] = {
     "string_type": _string,
     "int_type": _whole,
     "float_type": _number,
+    "bool_type": _says("must be true or false"),
     "list_type": _list,
     "dict_type": _mapping,
     "model_type": _mapping,

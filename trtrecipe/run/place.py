@@ -23,6 +23,7 @@ FILES = {
     "engine": "model.engine",
     "onnx": "model.onnx",
     "scales": "scales.json",
+    "calibration_table": "calibration.table",
     "preprocessing": "preprocessing.json",
 }
 MANIFEST = "manifest.json"
@@ -31,11 +32,11 @@ MANIFEST = "manifest.json"
 def place(graph: Graph, recipe: RecipePlan, result: TargetResult, store: Store, output: Path) -> dict[str, Path]:
     """Put back what is missing or altered of a target's files; artifact name → path.
 
-    A target that failed or missed a gate leaves the folder as it was. Every file is written and checked beside the
-    folder before any is moved in, the manifest last. Raises StoreError where the folder cannot be written,
-    DamagedBlobError where the store's bytes are not what they should be.
+    A target that failed, missed a gate or has no choice among its candidates leaves the folder as it was. Every file is
+    written and checked beside the folder before any is moved in, the manifest last. Raises StoreError where the folder
+    cannot be written, DamagedBlobError where the store's bytes are not what they should be.
     """
-    if result.status in ("failed", "gate-failed"):
+    if result.status in ("failed", "gate-failed") or (result.candidates and result.chosen is None):
         return {}
     folder = output / recipe.name / result.plan.target.id
     wanted = {FILES[name]: blob for name, blob in result.artifacts.items()}
@@ -111,7 +112,10 @@ def _manifest_text(graph: Graph, recipe: RecipePlan, result: TargetResult) -> st
     target = result.plan.target
     tools: dict[str, str | None] = {"trtrecipe": __version__}
     steps: list[dict[str, Any]] = []
+    mine = set(result.plan.steps)
     for step_id, outcome in result.steps:
+        if step_id not in mine:  # of a candidate that is not shipped
+            continue
         step, resolution = graph.steps[step_id], outcome.resolution
         entry: dict[str, Any] = {"step": step.name, "kind": step.kind}
         if resolution.outputs is None:
@@ -129,12 +133,22 @@ def _manifest_text(graph: Graph, recipe: RecipePlan, result: TargetResult) -> st
         "profile": target.profile.id,
         "jetpack": target.release.jetpack if target.release else None,
         "dialect": target.dialect.id,
-        "precision": {"mode": target.mode, "fallback": target.fallback},
+        "precision": {
+            "mode": target.mode,
+            "fallback": target.fallback,
+            "quantization": target.quantization,
+            "kept": result.kept or {},
+        },
         "status": "pending" if result.status == "pending" else "complete",
         "evaluated": result.plan.evaluates if "evaluated" in result.metrics else None,
         "artifacts": {name: {"file": FILES[name], **asdict(blob)} for name, blob in sorted(result.artifacts.items())},
         "metrics": result.metrics,
         "gates": [asdict(gate) for gate in result.gates],
+        "search": result.search,
+        "candidates": [
+            {"mode": each.plan.target.mode, "metrics": each.metrics, "gates": [asdict(gate) for gate in each.gates]}
+            for each in result.candidates
+        ],
         "notes": list(result.notes),
         "tools": tools,
         "steps": steps,
