@@ -74,7 +74,7 @@ def batches(
     size: int = BATCH,
     span: tuple[int, int] | None = None,
 ) -> Iterator[Batch]:
-    """The samples in order, preprocessed, as batches of equal size; with `span`, those from its first to before its last.
+    """The samples in order, or those from `span`'s first to before its last, preprocessed, as batches of equal size.
 
     The size is the model's first axis where that is fixed, else `size`. Raises StepError when preprocessing overflows.
     """
