@@ -6,14 +6,19 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 
 from trtrecipe.errors import StepError
-from trtrecipe.quant import table
+from trtrecipe.quant import scales, table
 from trtrecipe.quant.table import ENTROPY_2, Table, dump, parse
+from trtrecipe.steps import table as step
 
 HEADER = b"TRT-8502-EntropyCalibration2\n"
 TEXT = HEADER + b"data: 3c008912\nscope/a:0: 4000889a\n(Unnamed Layer* 4) [Constant]_output: 3d65992f\n"
@@ -172,3 +177,62 @@ def test_what_a_line_cannot_say_is_not_written(name: str, scale: float, reason: 
 def test_reading_a_table_needs_no_heavy_package() -> None:
     code = "import sys, trtrecipe.quant.table; print([n for n in ('numpy', 'onnx', 'onnxruntime') if n in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def graph(*, opset: int = 13) -> onnx.ModelProto:
+    """x, mask → Conv, Relu, a Constant that is added, an Identity of integers, an output."""
+    weights = numpy_helper.from_array(np.ones((2, 1, 1, 1), np.float32), "w")
+    one = numpy_helper.from_array(np.ones((), np.float32), "value")
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["conv:0"], "conv"),
+        helper.make_node("Relu", ["conv:0"], ["relu"], "relu"),
+        helper.make_node("Constant", [], ["one"], "one", value=one),
+        helper.make_node("Add", ["relu", "one"], ["y"], "add"),
+        helper.make_node("Identity", ["mask"], ["mask_out"], "copy"),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1, 2, 2])
+    mask = helper.make_tensor_value_info("mask", TensorProto.INT64, ["n"])
+    w = helper.make_tensor_value_info("w", TensorProto.FLOAT, [2, 1, 1, 1])  # as IR 3 lists initializers
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2, 2, 2])
+    out = helper.make_tensor_value_info("mask_out", TensorProto.INT64, ["n"])
+    made = helper.make_graph(nodes, "graph", [mask, x, w], [y, out], [weights])
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+THRESHOLDS = {"y": 6.5, "relu": 0.0, "x": 2.5, "conv:0": 1e-38, "elsewhere": 3.0}
+
+
+def run(folder: Path, thresholds: dict[str, float], tensorrt: str = "8.5.2") -> tuple[Table, dict[str, Any]]:
+    (folder / "scales.json").write_bytes(scales.dump(scales.Scales("entropy", 8, thresholds)))
+    onnx.save(graph(), str(folder / "model.onnx"))
+    inputs = {"onnx": folder / "model.onnx", "scales": folder / "scales.json"}
+    measured = step.run(step.Params(tensorrt), inputs, folder)
+    return table.read(folder / "calibration.table"), dict(measured)
+
+
+def test_the_step_writes_a_line_for_every_fp32_activation_in_the_order_of_the_graph(tmp_path: Path) -> None:
+    made, measured = run(tmp_path, THRESHOLDS)
+    assert (made.tensorrt, made.algorithm) == ("8.5.2", ENTROPY_2)
+    assert list(made.scales) == ["x", "conv:0", "relu", "y"]
+    assert made.scales["x"] == float(np.float32(2.5) / np.float32(127))
+    assert made.scales["relu"] == 1.0
+    assert made.scales["conv:0"] == float(np.finfo(np.float32).tiny)
+    assert measured["tensors"] == 4
+    assert measured["notes"] == ["tensor relu was 0 in every calibration sample; its scale is 1"]
+
+
+def test_the_table_has_the_scales_of_the_explicit_form(tmp_path: Path) -> None:
+    made, _ = run(tmp_path, THRESHOLDS)
+    assert made.scales == {name: float(scales.scale_of(np.float32(THRESHOLDS[name]))) for name in made.scales}
+
+
+def test_tensors_without_a_range_are_listed(tmp_path: Path) -> None:
+    with pytest.raises(StepError, match="2 of the graph's 4 FP32 tensors") as error:
+        run(tmp_path, {"x": 1.0, "y": 1.0})
+    assert "conv:0\n  relu" in error.value.message
+    assert not (tmp_path / "calibration.table").exists()
+
+
+def test_a_release_without_tables_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StepError, match="takes no calibration table"):
+        run(tmp_path, THRESHOLDS, "11.0.0")
