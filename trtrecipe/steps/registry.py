@@ -13,6 +13,7 @@ from trtrecipe.steps import (
     prepare,
     quantize,
     reference,
+    table,
     verify,
 )
 from trtrecipe.steps.protocol import Step
@@ -25,6 +26,7 @@ STEPS: dict[str, Step] = {
     "reference": reference,
     "calibrate": calibrate,
     "quantize": quantize,
+    "table": table,
     "convert": convert,
     "compile": compile,
     "verify": verify,
