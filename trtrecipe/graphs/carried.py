@@ -1,4 +1,4 @@
-"""Quantization that a graph carries itself: QuantizeLinear and DequantizeLinear nodes, and what is none of our forms."""
+"""Quantization that a graph carries itself, in QuantizeLinear and DequantizeLinear nodes: what there is."""
 
 from __future__ import annotations
 
