@@ -74,7 +74,8 @@ def _moved(
 ) -> list[NodeProto] | None:
     """The mover on the constant, then copies of the pair, the last of which makes the mover's result.
 
-    None where scales per channel would no longer follow an axis.
+    None where scales per channel would no longer follow an axis. The copies are called like the pair, which the
+    canonical form drops, or renames them where the pair has other readers.
     """
     source = chain[0].input[0]
     axis: int | None = None
@@ -89,7 +90,7 @@ def _moved(
     for position, node in enumerate(chain):
         last = position == len(chain) - 1
         result = mover.output[0] if last else names.claim(f"{node.output[0]}/{mover.op_type}")
-        copy = helper.make_node(node.op_type, [current, *node.input[1:]], [result], name=names.claim(f"{result}"))
+        copy = helper.make_node(node.op_type, [current, *node.input[1:]], [result], name=node.name)
         copy.attribute.extend(each for each in node.attribute if each.name != "axis")
         if axis is not None and is_pair_node(node):
             copy.attribute.append(helper.make_attribute("axis", axis))
