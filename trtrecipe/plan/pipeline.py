@@ -10,10 +10,10 @@ from typing import Any
 from trtrecipe.data.sampling import Sampling
 from trtrecipe.plan.graph import Graph, RecipePlan, Step, StepOutput, TargetPlan
 from trtrecipe.plan.machine import Machine, rtx_runs_on
-from trtrecipe.plan.sources import ModelSource, SampleSource, Source, model_format
+from trtrecipe.plan.samples import sample_sources
+from trtrecipe.plan.sources import ModelSource, Source, model_format
 from trtrecipe.plan.tools import version
 from trtrecipe.recipe.load import Loaded
-from trtrecipe.recipe.model import Data, NpzData
 from trtrecipe.steps.registry import STEPS
 from trtrecipe.targets.catalog import load_catalog
 from trtrecipe.targets.spec import Target
@@ -61,7 +61,7 @@ class _Shared:
     def of(cls, loaded: Loaded) -> _Shared:
         recipe = loaded.recipe
         model = ModelSource(loaded.file(recipe.model.source), loaded.problem(("model", "source"), ""))
-        preprocess = {name: [op.model_dump() for op in ops] for name, ops in recipe.preprocess.items()}
+        preprocess = {name: [op.model_dump(exclude_none=True) for op in ops] for name, ops in recipe.preprocess.items()}
         judged_on, metric = _evaluation(loaded)
         return cls(
             loaded=loaded,
@@ -187,7 +187,7 @@ def _plan_calibrate(add: _Adder, shared: _Shared, target: Target, prepared: Step
     source = "model"
     if calibration.data is not None:
         source = "data"
-        inputs |= _samples(loaded, "calibration", Sampling(calibration.samples, calibration.seed))
+        inputs |= sample_sources(loaded, "calibration", Sampling(calibration.samples, calibration.seed))
         resources = {"memory": calibration.memory}
     elif calibration.table is not None:
         source = "table"
@@ -274,20 +274,8 @@ def _evaluation(loaded: Loaded) -> tuple[Inputs, dict[str, Any]]:
     if recipe.evaluation is not None:
         sampling = Sampling(recipe.evaluation.samples, recipe.evaluation.seed)
         metric = {"metric": recipe.evaluation.metric, "output": recipe.evaluation.output}
-        return _samples(loaded, "evaluation", sampling), metric
+        return sample_sources(loaded, "evaluation", sampling), metric
     if recipe.calibration is not None and recipe.calibration.data is not None:
-        samples = _samples(loaded, "calibration", Sampling(DEFAULT_SAMPLES, recipe.calibration.seed, at_most=True))
-        return samples, {"metric": None, "output": None}
+        sampling = Sampling(DEFAULT_SAMPLES, recipe.calibration.seed, at_most=True)
+        return sample_sources(loaded, "calibration", sampling), {"metric": None, "output": None}
     return {}, {"metric": None, "output": None}
-
-
-def _samples(loaded: Loaded, block: str, sampling: Sampling) -> Inputs:
-    """Role "data.INPUT" → samples, for the data of the recipe's block "calibration" or "evaluation"."""
-    data: Data = getattr(loaded.recipe, block).data
-    form, named = ("arrays", data.arrays) if isinstance(data, NpzData) else ("npy", data.npy)
-    samples: Inputs = {}
-    for name, entry in sorted(named.items()):
-        path, member = (loaded.file(data.npz), entry) if isinstance(data, NpzData) else (loaded.file(entry), None)
-        at = loaded.problem((block, "data", form, name), "")
-        samples[f"data.{name}"] = SampleSource(path, member, sampling, at, loaded.problem((block, "samples"), ""))
-    return samples

@@ -222,7 +222,7 @@ class Scale(_Closed):
 
 
 class MeanStd(_Closed):
-    """(value - mean) / std, one figure each or one per entry of the last axis"""
+    """(value - mean) / std, one figure each or one per channel (the last axis, unless layout says nchw)"""
 
     mean: list[Figure] = Field(min_length=1)
     std: list[Annotated[float, Field(ge=1e-30, le=1e30)]] = Field(min_length=1)
@@ -240,8 +240,68 @@ class Normalize(_Closed):
     normalize: MeanStd
 
 
+def _size_alone(value: Any) -> Any:
+    return {"size": value} if isinstance(value, list) else value
+
+
+HeightWidth = Annotated[list[Annotated[int, Field(ge=1, le=32768)]], Field(min_length=2, max_length=2)]
+
+
+class ResizeTo(_Closed):
+    """The size, and the filter by Pillow's name for it."""
+
+    size: HeightWidth | None = Field(None, description="[height, width]; the shape may change.")
+    short_side: int | None = Field(None, ge=1, le=32768, description="Of the shorter side; the shape stays.")
+    filter: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bilinear"
+
+    @model_validator(mode="after")
+    def _one_size(self) -> ResizeTo:
+        if (self.size is None) == (self.short_side is None):
+            raise ValueError("must have either size or short_side")
+        return self
+
+
+class Resize(_Closed):
+    """Another height and width, by Pillow's resampling"""
+
+    resize: Annotated[ResizeTo, BeforeValidator(_size_alone, json_schema_input_type=HeightWidth | ResizeTo)] = Field(
+        description="[height, width], or a mapping."
+    )
+
+
+class Crop(_Closed):
+    """The middle"""
+
+    crop: HeightWidth = Field(description="[height, width]")
+
+
+class Colour(_Closed):
+    """Another order of the colours, or gray; values are RGB before"""
+
+    colour: Literal["rgb", "bgr", "gray"]
+
+
+class Layout(_Closed):
+    """Channels to the front (nchw) or the back (nhwc)"""
+
+    layout: Literal["nchw", "nhwc"]
+
+
+class Cast(_Closed):
+    """Another type; to integers rounded and held in range"""
+
+    cast: Literal["float32", "float16", "int8", "uint8", "int32", "int64"]
+
+
 PreprocessOp = Annotated[
-    Annotated[Scale, Tag("|scale")] | Annotated[Normalize, Tag("|normalize")], _keyed("scale", "normalize")
+    Annotated[Scale, Tag("|scale")]
+    | Annotated[Normalize, Tag("|normalize")]
+    | Annotated[Resize, Tag("|resize")]
+    | Annotated[Crop, Tag("|crop")]
+    | Annotated[Colour, Tag("|colour")]
+    | Annotated[Layout, Tag("|layout")]
+    | Annotated[Cast, Tag("|cast")],
+    _keyed("scale", "normalize", "resize", "crop", "colour", "layout", "cast"),
 ]
 
 
@@ -258,7 +318,45 @@ class NpyData(_Closed):
     npy: dict[Text, Text] = Field(min_length=1, description="Input name (or label) → file.")
 
 
-Data = Annotated[Annotated[NpzData, Tag("|npz")] | Annotated[NpyData, Tag("|npy")], _keyed("npz", "npy")]
+class ImagesData(_Closed):
+    """One encoded image per sample, for the model's only input."""
+
+    images: Text = Field(description="A pattern of files relative to the recipe: photos/**/*.jpg.")
+    labels: Text | None = Field(None, description="A text file: a file name and a number a line, or a number a line.")
+
+
+class RawData(_Closed):
+    """One file per sample and input, which holds the input's values and nothing else."""
+
+    raw: dict[Text, Text] = Field(min_length=1, description="Input name → a pattern of files relative to the recipe.")
+    labels: Text | None = Field(None, description="A text file: a file name and a number a line, or a number a line.")
+
+
+class TfrecordData(_Closed):
+    """Records of tf.train.Example, read by TensorFlow."""
+
+    tfrecord: Text = Field(description="A pattern of files relative to the recipe.")
+    features: dict[Text, Text] = Field(min_length=1, description="Input name (or label) → feature name.")
+
+
+class CsvData(_Closed):
+    """A list of files, one line per sample."""
+
+    csv: Text = Field(description="A path relative to the recipe; its first line names the columns.")
+    columns: dict[Text, Text] = Field(
+        min_length=1, description="Input name → column of file names, relative to the list; label → column of numbers."
+    )
+
+
+Data = Annotated[
+    Annotated[NpzData, Tag("|npz")]
+    | Annotated[NpyData, Tag("|npy")]
+    | Annotated[ImagesData, Tag("|images")]
+    | Annotated[RawData, Tag("|raw")]
+    | Annotated[TfrecordData, Tag("|tfrecord")]
+    | Annotated[CsvData, Tag("|csv")],
+    _keyed("npz", "npy", "images", "raw", "tfrecord", "csv"),
+]
 
 
 class Calibration(_Closed):
