@@ -290,7 +290,7 @@ def test_scales_document_round_trips_as_shortest_decimals(tmp_path: Path) -> Non
     thresholds = {"b": float(np.float32(0.1)), "a": 3.0, "c": 0.0}
     data = scales.dump(scales.Scales("minmax", 7, thresholds, {"a": (-3.0, 2.5)}))
     assert data == (
-        b'{"method":"minmax","samples":7,"schema":"trtrecipe/scales/v1",'
+        b'{"method":"minmax","ranges":{"a":[-3.0,2.5]},"samples":7,"schema":"trtrecipe/scales/v1",'
         b'"tensors":{"a":{"max":2.5,"min":-3.0,"threshold":3.0},"b":{"threshold":0.1},"c":{"threshold":0.0}}}'
     )
     path = tmp_path / "scales.json"

@@ -49,7 +49,7 @@ def insert_qdq(
         if settled[site.activation] == 0:
             note = f"tensor {site.activation}, the input of {site.node}, was 0 in every calibration sample"
             zeros.setdefault(site.activation, f"{note}; its scale is 1")
-        node.input[site.slot] = pairs.add(site.activation, scale_of(np.float32(settled[site.activation])), None, added)
+        node.input[site.slot] = pairs.add(site.activation, scale_of(settled[site.activation]), None, added)
         if site.weight is not None:
             scales = _weight_scales(pairs.weights[site.weight], site.weight, site)
             node.input[site.weight_slot] = pairs.add(site.weight, scales, site.axis, added)
