@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
+from trtrecipe.data.sources import to_json
 from trtrecipe.plan.graph import Graph, Step, StepOutput
 from trtrecipe.plan.resolve import Resolution, Resolver
 from trtrecipe.plan.sources import SampleSource, Source
@@ -185,10 +186,10 @@ class Scheduler:
             outputs = self._known[source.step].outputs
             assert outputs is not None
             return {"blob": asdict(outputs[source.role])}
-        request: dict[str, Any] = {"path": str(source.path.absolute()), "sha256": self._sources[source]}
+        sha256 = self._sources[source]
         if isinstance(source, SampleSource):
-            request |= {"member": source.member, "sampling": asdict(source.sampling)}
-        return request
+            return {"data": to_json(source.data), "sampling": asdict(source.sampling), "sha256": sha256}
+        return {"path": str(source.path.absolute()), "sha256": sha256}
 
     def _finish(self, step: Step, worker: WorkerProcess) -> None:
         answer = worker.finish()

@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from trtrecipe.data.errors import DataError
 from trtrecipe.data.sampling import Sampling
-from trtrecipe.data.sources import DataError, write_samples
+from trtrecipe.data.sources import from_json, in_words, write_samples
 from trtrecipe.errors import Problem, StepError, TrtrecipeError
 from trtrecipe.plan.sources import ModelSource, source_digest
 from trtrecipe.plan.tools import version
@@ -153,21 +154,21 @@ def _bring(store: Store, source: Mapping[str, Any], target: Path) -> Path:
     if "blob" in source:
         store.blobs.copy_out(Blob(**source["blob"]), target)
         return target
-    path = Path(source["path"])
-    if "sampling" not in source:
-        return path
+    if "path" in source:
+        return Path(source["path"])
+    data = from_json(source["data"])
     try:
-        digest = write_samples(path, source["member"], Sampling(**source["sampling"]), target)
+        digest = write_samples(data, Sampling(**source["sampling"]), target)
     except DataError as error:
         raise StepError(error.message, error.hint) from None
     if digest != source["sha256"]:
-        raise FileChangedError(path)
+        raise FileChangedError(in_words(data))
     return target
 
 
 def _check_unchanged(store: Store, source: Mapping[str, Any]) -> None:
     """A model is read in place: what was read must be what the key says."""
-    if "path" not in source or "sampling" in source:
+    if "path" not in source:
         return
     path = Path(source["path"])
     try:
