@@ -11,6 +11,7 @@ from onnx import ModelProto, parser
 from trtrecipe.errors import StepError
 from trtrecipe.graphs import keep
 from trtrecipe.graphs.canonical import canonical
+from trtrecipe.graphs.passes import simplify
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]> '
 LAYERS = {
@@ -110,6 +111,21 @@ def test_a_layer_that_was_merged_into_another(glob: str, digits: ModelProto) -> 
     assert ("layer old" if glob == "old" else "layer digits/bn") in message
     assert "nothing of it is left" in message and "batch normalization" in message
     assert "name the layer" in hint
+
+
+def test_a_normalization_that_was_folded_means_its_convolution() -> None:
+    """As prepare does it: the convolution takes over the name of the tensor behind the normalization."""
+    graph = parser.parse_model(
+        HEAD + "g (float[1,2,4,4] x) => (float[1,2,4,4] y) <float[2,2,1,1] w = {1, 0, 0, 1}, float[2] s = {1, 2}> "
+        "{ c = Conv(x, w) b = BatchNormalization(c, s, s, s, s) y = Relu(b) }"
+    )
+    for node, name in zip(graph.graph.node, ("a/conv/Conv", "a/bn/Norm", "a/act/Relu"), strict=True):
+        node.name = name
+    graph.graph.node[1].output[0] = graph.graph.node[2].input[0] = "a/bn/Norm"
+    folded = simplify(graph)
+    assert [node.op_type for node in folded.graph.node] == ["Conv", "Relu"]
+    for glob in ("conv", "bn", "a/bn"):
+        assert list(keep.resolve(folded, {"a/bn": ["a/bn/Norm"]}, [{"layers": glob}], "fp32")) == ["a/conv/Conv"]
 
 
 def test_operators(digits: ModelProto) -> None:

@@ -33,7 +33,9 @@ def resolve(model: ModelProto, layers: Layers, entries: Sequence[Mapping[str, An
     An entry holds exactly one of
     - "layers": a glob (`*`, `?`, `[…]`; case counts, `*` matches `/` too) on the names of `layers`, on whole node names
       and on runs of the parts of such a name: `logits` and `digits/logits` match `digits/logits/MatMul`. The last part
-      of a node name says what is computed, not where: alone it matches only if it is the whole name.
+      of a node name says what is computed, not where: alone it matches only if it is the whole name. A node is known by
+      the tensors it makes, too: batch normalization that prepare folds into a convolution leaves it the name of its
+      output, so that either layer's name means the convolution.
     - "operators": a list of operator types.
     - "between": two such globs; all nodes on any path from nodes of the first to nodes of the second, ends included.
     and "precision", `default` where it is None or absent. The first entry that matches a node decides. Raises StepError
@@ -95,7 +97,7 @@ def _layers(graph: GraphProto, layers: Layers, glob: str, entry: Mapping[str, An
     matches = re.compile(translate(glob)).match
     known = [name for name in layers if any(map(matches, _runs(name)))]
     wanted = {node for name in known for node in layers[name]}
-    found = {node.name for node in graph.node if node.name in wanted or any(map(matches, _scopes(node.name)))}
+    found = {node.name for node in graph.node if node.name in wanted or any(map(matches, _known_by(node)))}
     if not found:
         raise _unmatched(graph, layers, glob, known, entry)
     return found
@@ -111,6 +113,11 @@ def _runs(name: str, upto: int | None = None) -> list[str]:
 def _scopes(name: str) -> list[str]:
     """What a glob may match of a node's name: the whole, and every run of its parts but the last part alone."""
     return _runs(name, -1)
+
+
+def _known_by(node: NodeProto) -> list[str]:
+    # What is folded into the node before it leaves the name of its tensor behind.
+    return [scope for name in (node.name, *node.output) for scope in _scopes(name)]
 
 
 def _unmatched(

@@ -5,8 +5,8 @@
 A layer is a scope: the names of operations are paths, and `block/conv` is the layer of `block/conv/convolution`; every
 level is listed, `block` too. A node belongs to the scopes of its own name and to those of the constants that it alone
 reads: where batch normalization is merged into the convolution before it, tf2onnx names the one node that remains after
-the former, and its weights tell the latter, so that it is listed under both layers. A layer without nodes was merged
-without such a trace, or does nothing at inference (Dropout).
+the former, and its weights tell the latter, so that it is listed under both layers. Nodes that `prepare` merges later
+are still listed. A layer without nodes was merged without such a trace, or does nothing at inference (Dropout).
 """
 
 from __future__ import annotations
