@@ -182,6 +182,13 @@ def test_sums_with_constants_or_other_shapes_or_of_one_tensor_are_no_residuals()
     assert [site.node for site in find_sites(net.model()).sites] == ["Conv conv1", "Conv conv2", "Conv conv3"]
 
 
+def test_sum_with_a_tensor_of_lower_rank_is_no_residual() -> None:
+    net = Net(channels=2, size=2)
+    net.add(net.conv("x", 2), net.add_node("ReduceMax", ["x"], (2, 2, 2), axes=[0], keepdims=0))
+    net.shapes["add1"] = (2, 2, 2, 2)
+    assert [site.node for site in find_sites(net.model()).sites] == ["Conv conv1"]
+
+
 def test_sum_of_float_convolutions_gets_no_pair() -> None:
     net = Net(channels=12)
     net.conv("x", 16)

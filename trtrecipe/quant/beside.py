@@ -3,7 +3,7 @@
 A Conv, the Add behind it and the activation behind that become one INT8 kernel where the Add's other input comes from
 a pair; without one the kernel writes floating point (NVIDIA/TensorRT issue 1992). A pair on the Conv's own side would
 part the two. NVIDIA/TensorRT release/8.6, tools/tensorflow-quantization/tensorflow_quantization/custom_qdq_cases.py,
-ResidualConnectionQDQCase: every input of the Add but one that a Conv makes; and NVIDIA/Model-Optimizer 0.47,
+ResidualConnectionQDQCase: every input of the Add but one that a Conv makes; and NVIDIA/Model-Optimizer 0.46.0,
 modelopt/onnx/quantization/graph_utils.py, build_non_residual_input_map: of two, the one at the end of the longer path.
 
 AveragePool computes, so Q/DQ do not commute with it, but it is quantizable itself: between a DequantizeLinear and a
@@ -68,8 +68,8 @@ def pools(graph: Overview, paired: Iterable[str], keep: Collection[str]) -> list
 
 
 def _alike(graph: Overview, left: str, right: str) -> bool:
-    """Whether a sum of the two is a residual one: two FP32 activations of one shape, as far as that is known."""
-    if left == right or left in graph.constants or right in graph.constants:
+    """Whether a sum of the two is a residual one: of FP32 activations of one shape, as far as that is known."""
+    if left in graph.constants or right in graph.constants:
         return False
     if not graph.is_float(left) or not graph.is_float(right):
         return False

@@ -2,7 +2,7 @@
 
 Q/DQ commute with such an operator where the scales on both sides are equal. TensorRT moves a QuantizeLinear backward
 past one only if its outputs' scales are equal, and requantizes between different ones (NVIDIA's developer guide,
-explicit quantization, "Q/DQ propagation"; NVIDIA/Model-Optimizer 0.47, modelopt/onnx/quantization/graph_utils.py,
+explicit quantization, "Q/DQ propagation"; NVIDIA/Model-Optimizer 0.46.0, modelopt/onnx/quantization/graph_utils.py,
 get_concat_eliminated_tensors, which shares scales over Concat).
 """
 

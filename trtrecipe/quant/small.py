@@ -1,6 +1,6 @@
 """Layers too small, or grouped too finely, for INT8 kernels to gain anything: they stay in floating point.
 
-The limits are those of NVIDIA/Model-Optimizer 0.47, modelopt/onnx/quantization/graph_utils.py, whose authors measured
+The limits are those of NVIDIA/Model-Optimizer 0.46.0, modelopt/onnx/quantization/graph_utils.py, whose authors measured
 that Q/DQ on such layers makes TensorRT slower: `_MIN_MATMUL_DIM`, and for grouped convolutions
 `find_nodes_from_convs_to_exclude`.
 """
