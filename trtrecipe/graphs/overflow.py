@@ -16,7 +16,7 @@ Tensors are judged by what was observed. Values that exist only inside an operat
 The bounds are those of the sum that results; a sum of both signs may go beyond it on the way. TensorRT's ONNX parser
 writes most of these as element-wise layers and a reduction, whose results have the type of the tensors
 (onnx/onnx-tensorrt, release/10.1-GA, onnxOpImporters.cpp), and leaves LayerNormalization to a layer that computes in
-FP32 (setComputePrecision there). Softmax subtracts the largest value first, so that only its input and output count.
+FP32 (setComputePrecision there). Softmax is taken to subtract its largest input first: its input and output count.
 """
 
 from __future__ import annotations
