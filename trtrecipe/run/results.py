@@ -61,10 +61,10 @@ def _targets(graph: Graph, recipe: RecipePlan, outcomes: Mapping[str, Outcome]) 
     # A target's candidates stand side by side.
     for _, plans in groupby(recipe.targets, key=lambda plan: plan.target.id):
         made = [_target_result(graph, recipe, plan, outcomes) for plan in plans]
-        yield _choose(made) if made[0].plan.target.rivals else made[0]
+        yield choose(made) if made[0].plan.target.rivals else made[0]
 
 
-def _choose(candidates: Sequence[TargetResult]) -> TargetResult:
+def choose(candidates: Sequence[TargetResult]) -> TargetResult:
     """The target that its candidates make: the fastest of those that meet its gates, if that is known."""
     ended = {candidate.status for candidate in candidates}
     left = [candidate for candidate in candidates if candidate.status in ("built", "cached", "pending")]
