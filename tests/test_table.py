@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +224,15 @@ def test_the_step_writes_a_line_for_every_fp32_activation_in_the_order_of_the_gr
 
 def test_the_table_has_the_scales_of_the_explicit_form(tmp_path: Path) -> None:
     made, _ = run(tmp_path, THRESHOLDS)
-    assert made.scales == {name: float(scales.scale_of(np.float32(THRESHOLDS[name]))) for name in made.scales}
+    assert made.scales == {name: float(scales.scale_of(THRESHOLDS[name])) for name in made.scales}
+
+
+@given(st.lists(st.floats(float(np.finfo(np.float32).tiny), 2.0**120, width=32), min_size=4, max_size=4))
+def test_scales_from_a_table_make_the_same_table(values: list[float]) -> None:
+    given = dict(zip(["x", "conv:0", "relu", "y"], values, strict=True))
+    with tempfile.TemporaryDirectory() as folder:
+        made, _ = run(Path(folder), {name: 127 * scale for name, scale in given.items()})
+    assert made.scales == given
 
 
 def test_tensors_without_a_range_are_listed(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helper, shape_inference
 
 from trtrecipe.errors import StepError
 from trtrecipe.graphs.carried import DEQUANTIZE, INTEGER_OPERATORS, QUANTIZE, is_pair_node
-from trtrecipe.graphs.edit import DEFAULT_DOMAINS, all_graphs, attribute
+from trtrecipe.graphs.edit import DEFAULT_DOMAINS, all_graphs
 from trtrecipe.graphs.files import opset
 from trtrecipe.quant.overview import Overview, overview
 
@@ -52,7 +52,7 @@ class Quantization:
 def quantization(model: ModelProto) -> Quantization:
     """What quantization `model` carries; all counts are 0 and `forms` is empty when it carries none.
 
-    Weights in other files are not needed. Raises StepError naming a scale or zero point that is damaged.
+    Weights in other files are not needed. Raises StepError when the graph is no valid ONNX, or a scale is damaged.
     """
     found: dict[str, dict[str, None]] = {}
     graph = _Graph(model)
@@ -79,7 +79,7 @@ class _Graph:
 
     def __init__(self, model: ModelProto) -> None:
         self.opset = opset(model)
-        self.view: Overview = overview(model)
+        self.view = _view(model)
         self.constants = {**self.view.constants, **{tensor.name: tensor for tensor in model.graph.initializer}}
         self.folds = set(self.constants)  # tensors that constants alone decide
         for node in self.view.nodes:
@@ -108,6 +108,20 @@ class _Graph:
             return int(np.prod(scale.dims))
         shape = self.view.shapes.get(_input(node, 1), ())
         return int(np.prod([size or 1 for size in shape]))
+
+
+def _view(model: ModelProto) -> Overview:
+    try:
+        return overview(model)
+    except (shape_inference.InferenceError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise StepError(f"the graph is not valid ONNX: {reason}", "export the model again") from None
+
+
+def _integer(node: NodeProto, name: str) -> int | None:
+    """The attribute, when the node has it and it is an integer."""
+    found = next((each for each in node.attribute if each.name == name), None)
+    return int(found.i) if found is not None and found.type == AttributeProto.INT else None
 
 
 def _input(node: NodeProto, slot: int) -> str:
@@ -140,7 +154,7 @@ def _quantized_type(graph: _Graph, node: NodeProto) -> str:
         given = node.input[0]
         kind = graph.constants[given].data_type if given in graph.constants else graph.view.types.get(given)
     if node.op_type == QUANTIZE and not zero:
-        kind = attribute(node, "output_dtype", 0) or TensorProto.UINT8
+        kind = _integer(node, "output_dtype") or TensorProto.UINT8
     return _TYPES.get(kind or TensorProto.UNDEFINED, "other-type")
 
 
@@ -163,7 +177,7 @@ def _scale(graph: _Graph, node: NodeProto) -> list[str]:
 def _channels(graph: _Graph, node: NodeProto) -> list[str]:
     """Forms of a node that has several scales."""
     scale = graph.constant(_input(node, 1))
-    if attribute(node, "block_size", 0) or (scale is not None and len(scale.dims) > 1):
+    if _integer(node, "block_size") or (scale is not None and len(scale.dims) > 1):
         return [] if _quantized_type(graph, node) in _SMALL else ["blocked"]
     source = node.input[0]
     if graph.is_quantized(source):
@@ -177,7 +191,7 @@ def _channels(graph: _Graph, node: NodeProto) -> list[str]:
         found.append("per-channel-computed" if source in graph.folds else "per-channel-activation")
     if graph.opset < _FIRST_AXIS:
         found.append("per-channel-before-13")
-    elif attribute(node, "axis") is None:
+    elif _integer(node, "axis") is None:
         found.append("axis-left-out")
     return found + _axis(graph, node, source)
 
@@ -185,7 +199,8 @@ def _channels(graph: _Graph, node: NodeProto) -> list[str]:
 def _axis(graph: _Graph, node: NodeProto, source: str) -> list[str]:
     """Whether the axis has as many entries as there are scales, and is that of the output channels."""
     shape = tuple(graph.constants[source].dims) if source in graph.constants else graph.view.shapes.get(source)
-    axis = attribute(node, "axis", 1)
+    axis = _integer(node, "axis")
+    axis = 1 if axis is None else axis
     if shape is None:
         return []
     if not -len(shape) <= axis < len(shape) or shape[axis] not in (None, graph.count(node)):
