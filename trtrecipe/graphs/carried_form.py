@@ -112,6 +112,11 @@ class _Work:
 
     def rewrite(self, pair: Pair) -> Iterator[NodeProto]:
         """The nodes in place of the pair's, in order."""
+        if self._is_explicit(pair):
+            self.report.weights += pair.constant
+            self.report.activations += not pair.constant
+            yield from (self.nodes[index] for index in carried_pairs.positions([pair]))
+            return
         if pair.constant:
             yield from self._constant(pair)
             return
@@ -126,6 +131,20 @@ class _Work:
             yield bound
         self._note_change(pair)
         yield from self._pair(pair, source, pair.dequantize, pair.grid.symmetric())
+
+    def _is_explicit(self, pair: Pair) -> bool:
+        """Whether the pair is in TensorRT's form already, to the last attribute that may matter."""
+        if pair.quantize is None or pair.clip is not None or pair.half or pair.grid.zero.any() or pair.grid.low >= 0:
+            return False
+        nodes = [self.nodes[index] for index in carried_pairs.positions([pair])]
+        plain = {"axis"} if pair.grid.axis is not None else set()
+        scales = {tuple(self.constants[node.input[1]].dims) for node in nodes}
+        return (
+            all(len(node.input) == 3 and {each.name for each in node.attribute} == plain for node in nodes)
+            and scales == {pair.grid.scale.shape}
+            and (not pair.constant or all(self._is_weight(index) for index in pair.dequantize))
+            and not (pair.constant and (pair.grid.scale > _HALF_LARGEST).any())
+        )
 
     # Constants
 
@@ -154,13 +173,18 @@ class _Work:
         yield from self._pair(pair, source, ends, scale)
 
     def _is_weight(self, index: int) -> bool:
-        name = self.nodes[index].output[0]
-        readers = self.readers.get(name, [])
-        return name in self.outputs or any(
-            name in {node.input[slot] for slot in WEIGHTS.get(node.op_type, ()) if slot < len(node.input)}
-            for node in readers
-            if not node.domain
-        )
+        """Whether an operator that INT8 weights are for reads the DequantizeLinear's result, or the caller does."""
+        names = [self.nodes[index].output[0]]
+        for name in names:  # grows: a Cast in between stands for another precision of the operator
+            if name in self.outputs:
+                return True
+            for node in self.readers.get(name, []):
+                slots = () if node.domain else WEIGHTS.get(node.op_type, ())
+                if name in {node.input[slot] for slot in slots if slot < len(node.input)}:
+                    return True
+                if node.op_type == "Cast" and not node.domain:
+                    names.append(node.output[0])
+        return False
 
     def _float(self, index: int, floats: Array, pair: Pair) -> None:
         """The DequantizeLinear's result as a constant of that name."""
