@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from trtrecipe.data.fit import (
     check_shared_dims,
     encoded_shape,
     forget,
+    raw_of,
 )
 from trtrecipe.data.preprocess import Array, Operations
 from trtrecipe.data.records import is_records
@@ -37,13 +39,15 @@ _ROLE = "data."
 class Samples:
     """Raw samples of every model input: memory-mapped arrays, samples along the first axis, or files still encoded.
 
-    `label` where there is one, as an array. `shapes`: of one sample of each input after preprocessing.
+    `label` where there is one, as an array. Of each input, `shapes` has the shape of a sample after preprocessing, and
+    `raw` {"dtype", "shape"} before, where samples have that in common; None stands for a size that varies.
     """
 
     arrays: Mapping[str, Array | Encoded]
     label: Array | None
     count: int
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    raw: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def name(self, index: int) -> str:
         """What to call a sample: its file or record, else its number after selection, from 0."""
@@ -70,12 +74,15 @@ def load(inputs: Mapping[str, Path], interface: Interface, preprocess: Mapping[s
     preprocessing.check(interface, preprocess)
     arrays, label = _open_all(inputs, interface)
     check_names(arrays, interface)
-    shapes = {}
+    shapes, raw = {}, {}
     for spec in interface.inputs:
         data, operations = arrays[spec.name], preprocess.get(spec.name) or ()
-        shapes[spec.name] = (
-            encoded_shape(spec, data, operations) if isinstance(data, Encoded) else array_shape(spec, data, operations)
-        )
+        if isinstance(data, Encoded):
+            shapes[spec.name], common = encoded_shape(spec, data, operations)
+        else:
+            shapes[spec.name], common = array_shape(spec, data, operations), raw_of(data)
+        if common is not None:
+            raw[spec.name] = common
     check_shared_dims(shapes, interface)
     counts = {name: len(array) for name, array in arrays.items()} | ({} if label is None else {LABEL: len(label)})
     if len(set(counts.values())) > 1:
@@ -89,7 +96,7 @@ def load(inputs: Mapping[str, Path], interface: Interface, preprocess: Mapping[s
             check_finite(f"array of input {name}", array)
     if label is not None:
         check_label(label)
-    return Samples(arrays, label, count, shapes)
+    return Samples(arrays, label, count, shapes, raw)
 
 
 def batches(
@@ -179,8 +186,10 @@ def _open_all(inputs: Mapping[str, Path], interface: Interface) -> tuple[dict[st
             if name in specs:
                 arrays[name] = from_container(path, specs[name])
             else:
+                hint = "labels of raw files are given as labels: FILE; " if name == LABEL else ""
                 raise StepError(
-                    f"the data names input {name}, which the model lacks", f"the model's inputs: {', '.join(specs)}"
+                    f"the data names input {name}, which the model lacks",
+                    f"{hint}the model's inputs: {', '.join(specs)}",
                 )
         elif is_records(path):
             records = Records(path)

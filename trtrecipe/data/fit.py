@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -54,10 +55,12 @@ def array_shape(spec: TensorSpec, array: Array, operations: Operations) -> tuple
     return shape
 
 
-def encoded_shape(spec: TensorSpec, data: Encoded, operations: Operations) -> tuple[int, ...]:
-    """The shape that all samples get in preprocessing. Raises StepError when one does not fit the input.
+def encoded_shape(
+    spec: TensorSpec, data: Encoded, operations: Operations
+) -> tuple[tuple[int, ...], dict[str, Any] | None]:
+    """The shape that all samples get in preprocessing, and the dtype and shape they have before, None where it varies.
 
-    What files show only when they are decoded is found when they are read.
+    Raises StepError when one does not fit the input. What shows only in decoding is found when a sample is read.
     """
     first: tuple[int, ...] | None = None
     known: dict[Described, tuple[int, ...]] = {}
@@ -80,7 +83,21 @@ def encoded_shape(spec: TensorSpec, data: Encoded, operations: Operations) -> tu
                 f"input {spec.name} is given them, and samples must be of one shape",
                 f"add {{resize: [H, W]}} to preprocess.{spec.name}",
             )
-    return first or ()
+    return first or (), _in_common(known)
+
+
+def raw_of(array: Array) -> dict[str, Any]:
+    """The dtype and shape of an array's samples."""
+    return {"dtype": array.dtype.name, "shape": list(array.shape[1:])}
+
+
+def _in_common(known: Iterable[Described]) -> dict[str, Any] | None:
+    """Dtype and shape of samples; nothing where types or numbers of axes differ."""
+    shapes, dtypes = {shape for shape, _ in known}, {dtype for _, dtype in known}
+    if len(dtypes) != 1 or len({len(shape) for shape in shapes}) != 1:
+        return None
+    sizes = [axis[0] if len(set(axis)) == 1 else None for axis in zip(*shapes, strict=True)]
+    return {"dtype": dtypes.pop(), "shape": sizes}
 
 
 def _check_shape(spec: TensorSpec, what: str, raw: tuple[int, ...], shape: tuple[int, ...], hint: str | None) -> None:

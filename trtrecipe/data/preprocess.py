@@ -17,6 +17,7 @@ Figures are rounded to float32 first. In the end values become the model input's
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,9 @@ _ON_IMAGES = ("resize", "crop", "colour", "layout")
 
 
 def document(
-    interface: Interface, preprocess: Mapping[str, Operations], raw: Mapping[str, Mapping[str, Any]] | None = None
+    interface: Interface,
+    preprocess: Mapping[str, Operations],
+    raw: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> bytes:
     """The contract as canonical JSON. Raises StepError when `preprocess` does not fit the model.
 
@@ -49,7 +52,7 @@ def document(
     for spec in interface.inputs:
         operations = _spelled_out(spec, preprocess)
         inputs[spec.name] = {"dtype": spec.dtype, "shape": list(spec.shape), "operations": operations}
-        if raw is not None and spec.name in raw:
+        if spec.name in raw:
             inputs[spec.name]["raw"] = dict(raw[spec.name])
     return canonical_json({"schema": SCHEMA, "inputs": inputs})
 
@@ -220,7 +223,8 @@ def _layout(values: Array, layout: str, first: bool) -> Array:
     if first == (layout == "nchw"):
         return values
     order = (0, 3, 1, 2) if layout == "nchw" else (0, 2, 3, 1)
-    return values.transpose(order)
+    moved: Array = values.transpose(order)
+    return moved
 
 
 def _colour(values: Array, colour: str, first: bool) -> Array:

@@ -13,7 +13,7 @@ from trtrecipe.data.errors import LFS_POINTER, DataError, lfs_pointer
 Number = int | float
 
 _LIMIT = 256 << 20
-_WHOLE = re.compile(r"[+-]?[0-9]{1,19}")
+_WHOLE = re.compile(r"[+-]?[0-9]{1,30}")
 
 
 def labels(path: Path, names: Sequence[str]) -> list[Number]:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import onnx
 
+from trtrecipe.data import checks
 from trtrecipe.data.preprocess import Operations
 from trtrecipe.errors import StepError
 from trtrecipe.quant import counts
@@ -84,6 +85,7 @@ def observe(
     """
     given = Given.open(model, inputs, preprocess)
     _check_samples_fit(given)
+    looked = checks.look(given.samples, given.graph, given.preprocess)
     found = activations(given.model, next(given.batches([(0, given.samples.count)]))[1].feeds)
     counted = [name for name in found if everything or name in needed]
     sizes = {name: _COPIES * found[name].size + _HISTOGRAM for name in counted}
@@ -106,7 +108,7 @@ def observe(
         for name, size in sizes.items()
         if size > limits.memory
     ]
-    return replace(observed, notes=(*observed.notes, *large))
+    return replace(observed, notes=(*looked, *observed.notes, *large))
 
 
 class _Calibration:

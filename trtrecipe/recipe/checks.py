@@ -16,12 +16,14 @@ from trtrecipe.recipe.model import NAME
 LABEL = "label"
 CLASSIFYING = ("top1", "top5")
 _RANGES = {"top1": (0, 1), "top5": (0, 1), "cosine": (-1, 1), "mse": (0, float("inf"))}
+_NAMED = {"arrays": "ARRAY", "npy": "FILE", "columns": "COLUMN", "features": "FEATURE"}
+"""Mappings of data from input to something, and what that is."""
 _FORMATS = {".onnx": "onnx", ".keras": "keras"}
 
 
 def check(recipe: Any) -> Iterator[Finding]:
     """Everything wrong between the blocks of `recipe`, plain data as read from YAML."""
-    for rule in (_dims, _calibration, _judged, _gates, _labels, _inputs, _target_ids, _signature):
+    for rule in (_dims, _calibration, _judged, _gates, _labels, _inputs, _layouts, _target_ids, _signature):
         yield from rule(recipe)
 
 
@@ -152,17 +154,21 @@ def _labels(recipe: Any) -> Iterator[Finding]:
     metric = _at(recipe, "evaluation", "metric")
     if not isinstance(metric, str):
         return
-    for form in ("arrays", "npy"):
+    for form, what in _NAMED.items():
         names = _at(recipe, "evaluation", "data", form)
         if isinstance(names, dict) and LABEL not in names:
-            hint = f"add {LABEL}: {'ARRAY' if form == 'arrays' else 'FILE'} to evaluation.data.{form}"
+            hint = f"add {LABEL}: {what} to evaluation.data.{form}"
             message = f"evaluation.metric is {metric}, and evaluation.data names no {LABEL}"
             yield Finding(("evaluation", "metric"), message, hint)
+    data = _at(recipe, "evaluation", "data")
+    if any(_at(data, form) is not None for form in ("images", "raw")) and _at(data, "labels") is None:
+        message = f"evaluation.metric is {metric}, and evaluation.data has no labels"
+        yield Finding(("evaluation", "metric"), message, "add labels: FILE to evaluation.data")
 
 
 def _inputs(recipe: Any) -> Iterator[Finding]:
     for block in ("calibration", "evaluation"):
-        for form in ("arrays", "npy"):
+        for form in _NAMED:
             if [name for name, _ in _items(recipe, block, "data", form)] == [LABEL]:
                 loc = (block, "data", form)
                 yield Finding(loc, f"{dotted(loc)} names no input of the model", "add INPUT: …", at_key=True)
@@ -173,6 +179,20 @@ def _inputs(recipe: Any) -> Iterator[Finding]:
             "name an input of the model",
             at_key=True,
         )
+
+
+def _layouts(recipe: Any) -> Iterator[Finding]:
+    images = any(_at(recipe, block, "data", "images") is not None for block in ("calibration", "evaluation"))
+    for name, _ in _items(recipe, "preprocess"):
+        now = "nhwc" if images else None
+        for index, operation in _items(recipe, "preprocess", name):
+            layout = _at(operation, "layout")
+            if layout is None:
+                continue
+            loc = ("preprocess", name, index, "layout")
+            if layout == now:
+                yield Finding(loc, f"{dotted(loc)}: values are {now} already", "remove this operation")
+            now = layout
 
 
 def _target_ids(recipe: Any) -> Iterator[Finding]:

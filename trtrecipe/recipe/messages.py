@@ -26,6 +26,8 @@ EXAMPLES = {
     "arrays": "arrays: {INPUT: ARRAY}",
     "npz": "npz: FILE",
     "npy": "npy: {INPUT: FILE}",
+    "features": "features: {INPUT: FEATURE}",
+    "columns": "columns: {INPUT: COLUMN}",
     "dims": "dims: {batch: {min: 1, opt: 8, max: 32}}",
     "min": "min: 1",
     "opt": "opt: 8",
