@@ -153,13 +153,15 @@ def _lines(described: dict[str, Any], judged: tuple[Verdict, ...]) -> list[str]:
     rows = [(each.release, each.verdict, each.needs or "") for each in judged]
     lines += ["", table(("TENSORRT", "VERDICT", "NEEDS"), rows)]
     said: dict[tuple[str, str], list[str]] = {}
-    for verdict in judged:
-        for reason in verdict.reasons:
+    for judgement in judged:
+        for reason in judgement.reasons:
             if reason.verdict != ACCEPTED:
-                said.setdefault((reason.verdict, reason.text), []).append(verdict.release)
+                said.setdefault((reason.verdict, reason.text), []).append(judgement.release)
     if said:
         lines.append("")
-    return lines + [f"{', '.join(releases)}: {verdict}: {text}" for (verdict, text), releases in said.items()]
+    for (verdict, text), releases in said.items():
+        lines.append(f"{'all' if len(releases) == len(judged) else ', '.join(releases)}: {verdict}: {text}")
+    return lines
 
 
 def _signature(tensor: dict[str, Any]) -> str:
