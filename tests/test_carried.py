@@ -498,7 +498,8 @@ INT8: dict[str, Any] = {"s": np.float32(0.1), "z": np.int8(0)}
         (PAIR, 21, {"s": np.float32(0.1), "z": helper.make_tensor("z", TensorProto.INT4, [], [0])}, "makes INT4"),
         (PAIR, 19, {"s": np.float32(0.1), "z": helper.make_tensor("z", TensorProto.FLOAT8E4M3FN, [], [0])}, "FLOAT8"),
         ("q = QuantizeLinear<axis = 1, block_size = 4>(x, s, z) "
-         "y = DequantizeLinear<axis = 1, block_size = 4>(q, s, z)", 21, {"s": np.ones((8, 2), np.float32), "z": np.zeros((8, 2), np.int8)}, "has scales per block"),
+         "y = DequantizeLinear<axis = 1, block_size = 4>(q, s, z)", 21,
+         {"s": np.ones((8, 2), np.float32), "z": np.zeros((8, 2), np.int8)}, "has scales per block"),
         ("m = ReduceMax<keepdims = 0>(x) q = QuantizeLinear(x, m, z) y = DequantizeLinear(q, m, z)", 13, INT8,
          "QuantizeLinear q has a scale that is computed"),
         ("q = QuantizeLinear(x, s, z) r = Reshape(q, to) y = DequantizeLinear(r, s, z)", 13,

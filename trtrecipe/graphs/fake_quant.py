@@ -28,6 +28,8 @@ OPERATORS = (ARGS, VARS, PER_CHANNEL)
 _EMPTY_SCALE = np.float32(2.0**100)
 """For a channel with min = max = 0, all of which TensorFlow makes 0: whatever is divided by this rounds to 0."""
 
+_MIDDLE = 128
+"""The zero point of such a channel: what is symmetric stays so."""
 _FLOAT = 1  # DT_FLOAT in TensorFlow's types.proto; FakeQuant takes nothing else
 
 Array = npt.NDArray[Any]
@@ -45,7 +47,7 @@ def nudge(least: Array, most: Array, narrow: bool) -> tuple[Array, Array]:
         exact = low - least / scale
     # Half away from zero, as std::round; all of it is positive once it is clipped.
     zero = np.floor(np.clip(exact, low, high).astype(np.float64) + 0.5)
-    return scale, zero.astype(np.uint8)
+    return scale, np.where(empty, _MIDDLE, zero).astype(np.uint8)
 
 
 def require_expressible(definition: Any) -> None:
@@ -81,13 +83,11 @@ def _problems(nodes: Any) -> Iterator[tuple[Any, str]]:
             continue
         least, most = ranges
         per_channel = least.size > 1 or node.op == PER_CHANNEL
-        fits = (least < most) | ((least == 0) & (most == 0) & per_channel)
-        if not (np.isfinite(least).all() and np.isfinite(most).all() and fits.all()):
-            at = int(np.argmin(fits & np.isfinite(least) & np.isfinite(most)))
-            yield (
-                node,
-                f"its range is {np.ravel(least)[at]:g} to {np.ravel(most)[at]:g}; it was never trained, it seems",
-            )
+        with np.errstate(over="ignore", invalid="ignore"):
+            fits = np.isfinite(most - least) & ((least < most) | ((least == 0) & (most == 0) & per_channel))
+        if not fits.all():
+            low, high = (np.ravel(bound)[int(np.argmin(fits))] for bound in (least, most))
+            yield node, f"its range is {low:g} to {high:g}; it was never trained, it seems"
 
 
 def _ranges(node: Any, known: dict[str, Any]) -> tuple[Array, Array] | None:
