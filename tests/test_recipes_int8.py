@@ -12,7 +12,19 @@ import pytest
 import yaml
 
 from trtrecipe.graphs import keep
-from trtrecipe.steps import calibrate, convert, export, fetch, lower, prepare, quantize, reference, search, verify
+from trtrecipe.steps import (
+    calibrate,
+    compile,
+    convert,
+    export,
+    fetch,
+    lower,
+    prepare,
+    quantize,
+    reference,
+    search,
+    verify,
+)
 
 
 @dataclass(frozen=True)
@@ -87,40 +99,48 @@ def recipe(request: pytest.FixtureRequest, repository: Path, tmp_path_factory: p
     )
 
 
-def int8(recipe: Prepared, name: str, kept: Path) -> dict[str, Any]:
-    """The figures of the graph with FP16 baked in, as it is built for the target rtx."""
+def int8(recipe: Prepared, target: str, kept: Path) -> dict[str, Any]:
+    """The figures of what is built for `target`: the graph with FP16 baked in for rtx, the engine for host."""
+    name = f"{target}-{kept.parent.name}"
     inputs = {**recipe.lowered, "keep": kept}
-    quantized, _ = recipe.run(quantize, f"quantize-{name}", inputs)
-    converted = {**inputs, "onnx": quantized / "model.onnx"}
-    graph, _ = recipe.run(convert, f"convert-{name}", converted, precision="fp16")
-    judged = {"onnx": graph / "model.onnx", **recipe.judged}
-    return recipe.run(verify, f"verify-{name}", judged, runtime="onnxruntime", evaluates="graph", **recipe.judging)[1]
+    graph = recipe.run(quantize, f"quantize-{name}", inputs)[0] / "model.onnx"
+    if target == "rtx":
+        graph = recipe.run(convert, f"convert-{name}", {**inputs, "onnx": graph}, precision="fp16")[0] / "model.onnx"
+    built = {"onnx": graph, **recipe.judged}
+    if target == "host":
+        compiled, _ = recipe.run(compile, f"compile-{name}", {"onnx": graph}, builder="onnxruntime")
+        built["engine"] = compiled / compile.OUTPUTS["engine"]
+    evaluates = "engine" if target == "host" else "graph"
+    params = {**recipe.judging, "runtime": "onnxruntime", "evaluates": evaluates}
+    return recipe.run(verify, f"verify-{name}", built, **params)[1]
 
 
+@pytest.mark.parametrize("target", ["host", "rtx"])
 @pytest.mark.parametrize("recipe", ["residual", "transformer"], indirect=True)
-def test_int8_is_within_a_point_of_fp32(recipe: Prepared) -> None:
+def test_int8_is_within_a_point_of_fp32(recipe: Prepared, target: str) -> None:
     assert not recipe.searches
     assert 0.95 <= recipe.accuracy < 0.99  # hard enough to lose something
-    assert recipe.drop(int8(recipe, "all", recipe.lowered["keep"])) <= recipe.gates["accuracy"]["max_drop"] == 0.01
+    assert recipe.drop(int8(recipe, target, recipe.lowered["keep"])) <= recipe.gates["accuracy"]["max_drop"] == 0.01
 
 
 @pytest.mark.parametrize("recipe", ["outlier"], indirect=True)
-@pytest.mark.parametrize("fallback", ["fp16", "fp32"])
-def test_search_finds_the_layer_that_breaks_the_network(recipe: Prepared, fallback: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "runtime", "fallback"), [("host", "onnxruntime", "fp32"), ("rtx", "tensorrt-rtx", "fp16")]
+)
+def test_search_finds_the_layer_that_breaks_the_network(
+    recipe: Prepared, target: str, runtime: str, fallback: str
+) -> None:
     assert recipe.searches
     limit = recipe.gates["accuracy"]["max_drop"]
-    broken = int8(recipe, f"all-{fallback}", recipe.lowered["keep"])
+    broken = int8(recipe, target, recipe.lowered["keep"])
     assert recipe.drop(broken) > 10 * limit
     inputs = {**recipe.lowered, **recipe.judged}
-    params = {**recipe.judging, "gates": recipe.gates, "fallback": fallback}
-    found, measured = recipe.run(search, f"search-{fallback}", inputs, **params)
+    params = {**recipe.judging, "gates": recipe.gates, "fallback": fallback, "runtime": runtime}
+    found, measured = recipe.run(search, f"search-{target}", inputs, **params)
     assert measured["kept"] == ["expand/convolution"]
     assert keep.load(found / "keep.json") == {"expand/convolution": fallback}
     assert measured["ranking"][0]["node"] == "expand/convolution"
-    mended = int8(recipe, f"mended-{fallback}", found / "keep.json")
+    mended = int8(recipe, target, found / "keep.json")
     assert recipe.drop(mended) <= limit
-    if fallback == "fp16":
-        promised = measured["figures"]
-        assert {name: mended[name] for name in ("accuracy", "agreement", "cosine")} == {
-            name: promised[name] for name in ("accuracy", "agreement", "cosine")
-        }
+    # What the search promised is what verify measures on what is built.
+    assert mended.items() >= {name: measured["figures"][name] for name in ("accuracy", "agreement", "cosine")}.items()

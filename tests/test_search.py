@@ -275,6 +275,16 @@ def test_a_gate_that_is_met_keeps_nothing(inputs: dict[str, Path], tmp_path: Pat
     assert "nothing is kept" in measured["notes"][0]
 
 
+def test_a_model_of_fixed_batch(inputs: dict[str, Path], tmp_path: Path) -> None:
+    """9 does not divide the 48 samples."""
+    model = onnx.load(inputs["onnx"])
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 9
+    onnx.save(model, inputs["onnx"])
+    run(inputs, tmp_path / "out", {"accuracy": {"max_drop": 0.05}})
+    assert documents(tmp_path / "out")[0] == {f"matmul{SPOILT}": "fp32"}
+
+
 def test_what_the_recipe_keeps_stays_kept_and_is_not_ranked(inputs: dict[str, Path], tmp_path: Path) -> None:
     inputs["keep"].write_bytes(keep.dump({"matmul0": "fp32", "relu0": "fp16"}))
     measured = run(inputs, tmp_path / "out", {"accuracy": {"max_drop": 0.05}}, "fp16")
@@ -315,6 +325,18 @@ def test_gates_that_the_reference_itself_misses(inputs: dict[str, Path], tmp_pat
     np.save(inputs["data.label"], (np.load(inputs["data.label"]) + 1) % 48)
     error = refused(inputs, tmp_path, {"accuracy": {"min": 0.9}})
     assert "the FP32 model itself does not meet the gates: accuracy.min 0, must be >= 0.9" in error.message
+
+
+def test_gates_that_say_nothing_of_the_outputs(inputs: dict[str, Path], tmp_path: Path) -> None:
+    model = net()
+    model.graph.node[-1].output[0] = "last"
+    model.graph.node.append(helper.make_node("ArgMax", ["last"], ["y"], "best", axis=1))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.INT64, ["n", 1]))
+    onnx.save(model, inputs["onnx"])
+    write_npz(inputs["reference"], {"y": outputs_of(model)})
+    inputs.pop("data.label")
+    with pytest.raises(StepError, match=r"gates that can be measured: cosine >= 0.9: not measured"):
+        search.run(search.Params("fp32", {"cosine": 0.9}), inputs, tmp_path)
 
 
 def test_no_gate_to_meet(inputs: dict[str, Path], tmp_path: Path) -> None:

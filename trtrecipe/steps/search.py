@@ -1,7 +1,7 @@
 """search: which layers to keep out of INT8 so that the gates are met, as few as can be found.
 
-The quantized graph is evaluated as verify evaluates graphs. Where it misses a gate, its layers are ranked by their
-damage (`quant.damage`) and the fewest to keep are searched (`quant.search`): they are computed in `fallback`.
+The quantized graph is evaluated as verify evaluates what is built of it. Where it misses a gate, its layers are ranked
+by their damage (`quant.damage`) and the fewest to keep are searched (`quant.search`): they are computed in `fallback`.
 """
 
 from __future__ import annotations
@@ -33,11 +33,14 @@ TOP = 20
 class Params:
     """`fallback`: "fp32" or "fp16", the precision of what is not quantized; the rest as in verify.
 
-    `gates`: {"accuracy": {"max_drop", "min"}, "agreement", "cosine"}, each absent or None where it is no gate.
+    `runtime`: "onnxruntime" evaluates what the host target compiles; for any other, the graph is run, its FP16 tensors
+    rounded to FP16. `gates`: {"accuracy": {"max_drop", "min"}, "agreement", "cosine"}, each absent or None where it is
+    no gate.
     """
 
     fallback: str
     gates: dict[str, Any]
+    runtime: str | None = None
     preprocess: dict[str, list[Any]] = field(default_factory=dict)
     metric: str | None = None
     output: str | None = None
@@ -189,10 +192,15 @@ class _Trials:
         return any(nodes[site.index].op_type in OPERATORS and nodes[site.index].name not in kept for site in sites)
 
     def require_reference(self) -> None:
-        """Refuse gates that the FP32 reference itself does not meet: nothing kept would mend that."""
+        """Refuse gates that the FP32 reference itself does not meet or has no figure for: nothing kept mends that."""
         from trtrecipe.errors import StepError
 
         evaluation = self._judged((), self.reference)
+        if unknown := [str(limit) for limit in evaluation.limits if limit.status == "pending"]:
+            raise StepError(
+                f"precision.search needs gates that can be measured: {'; '.join(unknown)}",
+                "choose a gate that applies to the model's outputs",
+            )
         if not evaluation.met:
             raise StepError(
                 f"the FP32 model itself does not meet the gates: {_missed(evaluation)}",
@@ -217,16 +225,31 @@ class _Trials:
         )
 
     def _evaluate(self, kept: tuple[str, ...]) -> _Evaluation:
+        import tempfile
+
         from trtrecipe.data import outputs
-        from trtrecipe.engines.ort import OrtEngine
+        from trtrecipe.engines import ort
         from trtrecipe.graphs.interface import interface
-        from trtrecipe.graphs.rounded import rounded
         from trtrecipe.steps.evaluation import batches_of
 
         graph = interface(self.model)
-        with OrtEngine(rounded(self._lowered(kept)).SerializeToString(deterministic=True)) as engine:
+        with tempfile.TemporaryDirectory() as folder, ort.OrtEngine(self._built(kept, Path(folder))) as engine:
             collected, _ = outputs.collect(engine.run, batches_of(self.params, self.samples, graph))
         return self._judged(kept, collected)
+
+    def _built(self, kept: tuple[str, ...], folder: Path) -> Path:
+        """What is run, in a file: there would be more copies of the weights in memory otherwise."""
+        from trtrecipe.engines import ort
+        from trtrecipe.graphs import files
+        from trtrecipe.graphs.rounded import rounded
+
+        graph, engine = folder / "graph.onnx", folder / "engine.onnx"
+        if self.params.runtime == "onnxruntime":
+            files.save(self._lowered(kept), graph)
+            ort.build(graph, engine)
+            return engine
+        files.save(rounded(self._lowered(kept)), graph)
+        return graph
 
     def _lowered(self, kept: tuple[str, ...]) -> ModelProto:
         """The graph that quantize and convert would make."""
