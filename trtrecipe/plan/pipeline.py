@@ -224,6 +224,7 @@ def _plan_search(
     params = {
         **judging,
         "fallback": target.float_precision,
+        "runtime": BUILDERS[target.profile.family],
         "gates": {name: gates[name] for name in ("accuracy", "agreement", "cosine")},
     }
     inputs = {"onnx": artifacts["onnx"], "scales": artifacts["scales"], "keep": keep, **judged_on}
