@@ -7,7 +7,6 @@ Where the model's own integers are symmetric, each value stays what it was, to t
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from trtrecipe.graphs.carried import DEQUANTIZE, QUANTIZE, carries, constants, i
 from trtrecipe.graphs.carried_grid import HIGHEST, LOWEST, Array
 from trtrecipe.graphs.carried_layout import move_to_weights
 from trtrecipe.graphs.carried_pairs import Pair
+from trtrecipe.graphs.carried_report import Report
 from trtrecipe.graphs.carried_signs import Signs
 from trtrecipe.graphs.edit import attribute, consumers, replace_uses, reset, tensor_names
 from trtrecipe.graphs.names import Unique
@@ -26,21 +26,7 @@ from trtrecipe.graphs.passes import simplify
 WEIGHTS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (0, 1), "MatMul": (0, 1)}
 """Operator → inputs whose constants TensorRT quantizes. Any other constant is as well a float."""
 
-_NAMED = 3
-"""Names in one note."""
 _HALF_LARGEST = 65504.0
-
-
-@dataclass
-class _Report:
-    """What changed. `wider`: (how much coarser, tensor, range before, threshold after)."""
-
-    activations: int = 0
-    weights: int = 0
-    floats: list[str] = field(default_factory=list)
-    wider: list[tuple[float, str, tuple[float, float], float]] = field(default_factory=list)
-    open_ends: list[str] = field(default_factory=list)
-    bounded: list[str] = field(default_factory=list)
 
 
 def normalise(model: ModelProto) -> tuple[ModelProto, list[str]]:
@@ -94,7 +80,7 @@ def explicit(model: ModelProto) -> list[str]:
         elif index == (pair.dequantize[0] if pair.quantize is None else pair.quantize):
             nodes.extend(work.rewrite(pair))
     reset(model.graph.node, nodes)
-    return _notes(work.report)
+    return work.report.notes()
 
 
 class _Work:
@@ -108,7 +94,7 @@ class _Work:
         self.outputs = {value.name for value in model.graph.output}
         self.signs = Signs(model, pairs)
         self.names = Unique(tensor_names(model.graph) | {node.name for node in model.graph.node})
-        self.report = _Report()
+        self.report = Report()
 
     def rewrite(self, pair: Pair) -> Iterator[NodeProto]:
         """The nodes in place of the pair's, in order."""
@@ -283,45 +269,3 @@ def _along(bounds: tuple[Array, Array], axis: int | None, rank: int) -> tuple[Ar
         return bounds
     shape = [-1 if each == axis else 1 for each in range(rank)]
     return bounds[0].reshape(shape), bounds[1].reshape(shape)
-
-
-def _notes(report: _Report) -> list[str]:
-    if not report.activations + report.weights + len(report.floats):
-        return []
-    notes = [
-        f"the model carries its own quantization: pairs on {_count(report.activations, 'activation')} and on "
-        f"{_count(report.weights, 'weight tensor')}; their scales are kept, nothing is calibrated"
-    ]
-    if report.wider:
-        ratio, tensor, (low, high), threshold = max(report.wider, key=lambda entry: entry[0])
-        notes.append(
-            f"changed: {_count(len(report.wider), 'tensor')} had ranges that are not symmetric, and TensorRT takes no "
-            f"others: max(|min|, |max|) counts for both sides now ({_some([entry[1] for entry in report.wider])}). "
-            f"The worst is {tensor}: {low:.6g} to {high:.6g} became ±{threshold:.6g}, its steps are {ratio:.3g} times "
-            "as wide"
-        )
-    if report.open_ends:
-        notes.append(
-            f"changed: in {_count(len(report.open_ends), 'activation')} of these, values beyond the nearer end of the "
-            f"model's range no longer saturate there ({_some(report.open_ends)})"
-        )
-    if report.bounded:
-        notes.append(
-            f"{_count(len(report.bounded), 'activation')} got a Relu or Clip in front of the pair, as the end of the "
-            f"model's range stood for it ({_some(report.bounded)})"
-        )
-    if report.floats:
-        notes.append(
-            f"{_count(len(report.floats), 'constant')} that no INT8 operator takes as weights, biases for example, "
-            f"became the floats they stood for ({_some(report.floats)})"
-        )
-    return notes
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more

@@ -164,5 +164,5 @@ def _refuse_quantized(graph: onnx.GraphProto) -> None:
         if node.op_type in _CARRIES:
             raise StepError(
                 f"the model is already quantized: it contains {label(node)}",
-                "build it with precision.mode fp32 or fp16, or start from the float model",
+                "write calibration: {model: true} to use its scales, or start from the float model",
             )
