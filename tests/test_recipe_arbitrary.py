@@ -40,7 +40,16 @@ precision:
     - {layers: logits, precision: fp32}
     - {operators: [Softmax], precision: fp16}
     - {between: [first, last], precision: fp32}
-preprocess: {image: [{scale: 0.5}, {normalize: {mean: [0, 0, 0], std: [1, 1, 1]}}]}
+preprocess:
+  image:
+    - {resize: {size: [9, 9], filter: bilinear}}
+    - {resize: {short_side: 8}}
+    - {crop: [8, 8]}
+    - {colour: bgr}
+    - {layout: nchw}
+    - {scale: 0.5}
+    - {normalize: {mean: [0, 0, 0], std: [1, 1, 1]}}
+    - {cast: float32}
 calibration: {data: {npy: {image: x.npy}}, samples: 8, seed: 1, method: minmax, memory: 64MiB}
 evaluation: {data: {npz: x.npz, arrays: {image: x, label: y}}, samples: 8, seed: 1, metric: top5, output: logits}
 gates:
@@ -60,7 +69,16 @@ targets:
 build: {workspace: 512MiB}
 """
 """Every key of the language but those of FORMS."""
-FORMS = {"calibration": ["{table: x.cache}", "{model: true}"]}
+FORMS = {
+    "calibration": ["{table: x.cache}", "{model: true}"],
+    "evaluation": [
+        "{data: {images: 'x/*.png', labels: y.txt}, metric: top1}",
+        "{data: {raw: {image: 'x/*'}, labels: y.txt}, metric: top1}",
+        "{data: {tfrecord: 'x*', features: {image: x, label: y}}, metric: top1}",
+        "{data: {csv: x.csv, columns: {image: x, label: y}}, metric: top1}",
+    ],
+    "preprocess": ["{image: [{resize: [8, 8]}]}"],
+}
 """Key of the recipe → other forms of its block, which exclude what is in WHOLE."""
 SCHEMA = recipe_schema()
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)

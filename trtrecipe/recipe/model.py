@@ -48,7 +48,7 @@ def _keyed(*keys: str) -> Discriminator:
         found = [key for key in keys if key in value] if isinstance(value, dict) else []
         return f"|{found[0]}" if len(found) == 1 else None
 
-    names = " or ".join(keys)
+    names = " or ".join((", ".join(keys[:-1]), keys[-1]))
     return Discriminator(tag, "form", f"must be a mapping with the key {names}", _Context(keys=" ".join(keys)))
 
 
