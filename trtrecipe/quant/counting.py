@@ -34,7 +34,7 @@ from trtrecipe.quant.histogram import Histogram
 
 BATCH = 1
 """Samples that run at once where the model leaves the number open."""
-EVERY = 2.0
+EVERY = 0.5
 """Seconds, at least, between two writings of what was counted so far."""
 
 _SHARE = 20  # writing takes no more than one part of so many of the time

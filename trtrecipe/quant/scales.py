@@ -5,9 +5,10 @@
 absolute value that maps to 127, min and max are the least and the largest value that was seen, `values` how many there
 were, and `clipped` how many of them are beyond the threshold, to one part in 2048 of it. `ranges` has the least and the
 largest value of every FP32 activation that was observed, quantized or not. Figures are float32, written as their
-shortest decimals; a threshold that stands for a given scale is 127 times that scale, exactly. A threshold of 0 means
-that the tensor was zero in every sample. Where nothing was observed, as the scales were given, only thresholds are
-there: the method is then "table" or "model", and samples is 0.
+shortest decimals. A threshold of 0 means that the tensor was zero in every sample.
+
+Where scales were given and nothing was observed, the method is "table" or "model", samples is 0, and only thresholds
+are there; an entry whose scale is that of no float32 threshold has it as `scale`, which counts.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Scales:
     """Calibrated thresholds (tensor name → absolute value that maps to 127) and how they were found.
 
     `ranges`: tensor name → least and largest value, also of tensors without a threshold. `values`, `clipped`: tensor
-    name → how many values were seen, and how many of them are beyond the threshold. All three may lack tensors.
+    name → how many values were seen, and how many of them are beyond the threshold. All three may lack tensors. A
+    threshold is a float32, or 127 times one.
     """
 
     method: str
@@ -54,6 +56,8 @@ def dump(scales: Scales) -> bytes:
     tensors: dict[str, dict[str, float]] = {}
     for name, threshold in scales.thresholds.items():
         tensors[name] = {"threshold": shortest(threshold)}
+        if float(np.float32(threshold)) != threshold:
+            tensors[name]["scale"] = shortest(float(scale_of(threshold)))
         if name in ranges:
             tensors[name] |= {"min": ranges[name][0], "max": ranges[name][1]}
         if name in scales.values:
@@ -74,9 +78,9 @@ def _parsed(document: Any) -> Scales:
     if document["schema"] != SCHEMA:
         raise ValueError(f"its schema is {document['schema']}, not {SCHEMA}")
     tensors = document["tensors"]
-    thresholds = {name: float(entry["threshold"]) for name, entry in tensors.items()}
+    thresholds = {name: _threshold(entry) for name, entry in tensors.items()}
     for name, threshold in thresholds.items():
-        if not 0 <= threshold <= _LARGEST * LIMIT:
+        if not 0 <= threshold <= _LARGEST:
             raise ValueError(f"the threshold of {name} is {threshold}")
     ranges = {name: (float(entry["min"]), float(entry["max"])) for name, entry in tensors.items() if "min" in entry}
     ranges |= {name: (float(low), float(high)) for name, (low, high) in document.get("ranges", {}).items()}
@@ -93,9 +97,16 @@ def _parsed(document: Any) -> Scales:
 
 
 def shortest(value: float) -> float:
-    """The float whose repr is the shortest decimal that reads back as the float32 `value`; what is none, as it is."""
-    rounded = np.float32(value)
-    return float(str(rounded)) if float(rounded) == value else value
+    """The float whose repr is the shortest decimal that reads back as the float32 nearest to `value`."""
+    return float(str(np.float32(value)))
+
+
+def _threshold(entry: Mapping[str, Any]) -> float:
+    """Of an entry; the float32 that its decimal stands for, or 127 times its scale."""
+    if "scale" in entry:
+        return LIMIT * float(np.float32(entry["scale"]))
+    threshold = float(entry["threshold"])
+    return float(np.float32(threshold)) if abs(threshold) <= _LARGEST else threshold
 
 
 def scale_of(thresholds: npt.ArrayLike) -> Float32:
