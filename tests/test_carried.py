@@ -456,6 +456,26 @@ def test_a_pair_after_a_pair(tmp_path: Path) -> None:
     assert carried_thresholds(other) == {"x": pytest.approx(2.54), "b": pytest.approx(3.81)}
 
 
+def test_integers_that_are_moved(tmp_path: Path) -> None:
+    """As tf2onnx leaves them, to have more operators between DequantizeLinear and QuantizeLinear."""
+    text = CONV + (
+        "{ a = QuantizeLinear(x, s, z) b = Transpose<perm = [0, 1, 3, 2]>(a) c = QuantizeLinear(x, s, z) "
+        "d = Concat<axis = 1>(b, c) m = MaxPool<kernel_shape = [2, 2]>(d) y = DequantizeLinear(m, s, z) }"
+    )
+    result, _ = kept(parsed(text, s=np.float32(0.02), z=np.int8(0)), tmp_path)
+    order = operators(result)
+    assert [kind for kind in order if kind not in ("QuantizeLinear", "DequantizeLinear")] == [
+        "Transpose",
+        "Concat",
+        "MaxPool",
+    ]
+    asymmetric = parsed(text, s=np.float32(0.02), z=np.uint8(120))
+    result, notes = prepared(asymmetric, tmp_path / "asymmetric")
+    assert notes[1].startswith("changed") and np.unique(list(carried_thresholds(result).values())) == pytest.approx(
+        [0.02 * 135]
+    )
+
+
 def test_shared_and_unused_pairs(tmp_path: Path) -> None:
     text = "g (float[6,3,8,8] x) => (float[A,B,C,D] y, float[E,F,G,H] v) " + (
         "{ a = QuantizeLinear(x, s, z) b = DequantizeLinear(a, s, z) b2 = DequantizeLinear(a, s, z) "
@@ -502,8 +522,8 @@ INT8: dict[str, Any] = {"s": np.float32(0.1), "z": np.int8(0)}
          {"s": np.ones((8, 2), np.float32), "z": np.zeros((8, 2), np.int8)}, "has scales per block"),
         ("m = ReduceMax<keepdims = 0>(x) q = QuantizeLinear(x, m, z) y = DequantizeLinear(q, m, z)", 13, INT8,
          "QuantizeLinear q has a scale that is computed"),
-        ("q = QuantizeLinear(x, s, z) r = Reshape(q, to) y = DequantizeLinear(r, s, z)", 13,
-         {**INT8, "to": np.array([8, 8])}, "q feeds Reshape r.*\n.*DequantizeLinear y reads integers that come from"),
+        ("q = QuantizeLinear(x, s, z) r = Abs(q) y = DequantizeLinear(r, s, z)", 13, INT8,
+         "q feeds Abs r.*\n.*DequantizeLinear y reads integers that come from Abs r"),
         ("q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, t, z)", 13, {**INT8, "t": np.float32(0.2)},
          "have different scales or zero points"),
         ("q = QuantizeLinear<axis = 1>(x, s, z) y = DequantizeLinear<axis = 1>(q, s, z)", 13,

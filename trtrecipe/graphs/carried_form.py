@@ -15,7 +15,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from trtrecipe.graphs import carried_pairs
 from trtrecipe.graphs.carried import DEQUANTIZE, QUANTIZE, carries, constants, is_pair_node
 from trtrecipe.graphs.carried_grid import HIGHEST, LOWEST, Array
-from trtrecipe.graphs.carried_layout import move_to_weights
+from trtrecipe.graphs.carried_layout import move_to_floats, move_to_weights
 from trtrecipe.graphs.carried_pairs import Pair
 from trtrecipe.graphs.carried_report import Report
 from trtrecipe.graphs.carried_signs import Signs
@@ -36,6 +36,8 @@ def normalise(model: ModelProto) -> tuple[ModelProto, list[str]]:
     """
     if not carries(model):
         return model, []
+    while move_to_floats(model):
+        model = simplify(model)
     while move_to_weights(model):
         model = simplify(model)
     notes = explicit(model)

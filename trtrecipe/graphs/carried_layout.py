@@ -1,6 +1,7 @@
-"""Transposes and reshapes of quantized weights: done to the weights before they are quantized.
+"""Operators that only move entries, inside a pair or behind weights: put where TensorRT has a form for them.
 
-TensorRT wants the pair right in front of the operator, and constant folding needs the constant right in front of them.
+On weights they come before the pair: TensorRT wants the pair right in front of the operator, and constant folding needs
+the constant right in front of the mover. Between the two halves of a pair, where tf2onnx puts them, they move floats.
 """
 
 from __future__ import annotations
@@ -15,6 +16,57 @@ from trtrecipe.graphs.names import Unique
 from trtrecipe.graphs.shapes import infer
 
 _MOVERS = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
+
+
+_INTEGER_MOVERS = frozenset(
+    [*_MOVERS, "Concat", "DepthToSpace", "Expand", "Gather", "MaxPool", "Slice", "SpaceToDepth"]
+)
+"""What gives the same, done before or after DequantizeLinear with a single scale."""
+
+
+def move_to_floats(model: ModelProto) -> bool:
+    """Let movers of integers in front of a DequantizeLinear move floats, in place; whether there were any.
+
+    They stand between two pairs then, both with the scale of the DequantizeLinear: each value is what it was. One mover
+    in front of each per call.
+    """
+    graph = model.graph
+    makers = {name: node for node in graph.node for name in node.output}
+    held = {tensor.name: tensor for tensor in graph.initializer}
+    names = Unique(tensor_names(graph) | {node.name for node in graph.node})
+    nodes: list[NodeProto] = []
+    changed = False
+    for node in graph.node:
+        mover = makers.get(node.input[0]) if node.op_type == DEQUANTIZE and is_pair_node(node) else None
+        scale = held.get(node.input[1]) if mover is not None else None
+        moves = mover is not None and mover.op_type in _INTEGER_MOVERS and not mover.domain and len(mover.output) == 1
+        if mover is not None and moves and scale is not None and _product(list(scale.dims)) == 1 < len(node.input) - 1:
+            nodes.extend(_as_floats(node, mover, names))
+            changed = True
+        else:
+            nodes.append(node)
+    reset(graph.node, nodes)
+    return changed
+
+
+def _as_floats(end: NodeProto, mover: NodeProto, names: Unique) -> list[NodeProto]:
+    """DequantizeLinear of what the mover reads, the mover, and a pair that ends in `end`."""
+    parameters, result = list(end.input[1:]), end.output[0]
+    data = len(mover.input) if mover.op_type == "Concat" else 1
+    opened = []
+    for name in mover.input[:data]:
+        floats = names.claim(f"{name}/dequantized")
+        opened.append(helper.make_node(DEQUANTIZE, [name, *parameters], [floats], name=floats))
+    moved, integers = names.claim(f"{result}/{mover.op_type}"), names.claim(f"{result}/quantized")
+    inputs = [*(node.output[0] for node in opened), *mover.input[data:]]
+    middle = helper.make_node(mover.op_type, inputs, [moved], name=mover.name)
+    middle.attribute.extend(mover.attribute)
+    return [
+        *opened,
+        middle,
+        helper.make_node(QUANTIZE, [moved, *parameters], [integers], name=integers),
+        helper.make_node(DEQUANTIZE, [integers, *parameters], [result], name=end.name),
+    ]
 
 
 def move_to_weights(model: ModelProto) -> bool:

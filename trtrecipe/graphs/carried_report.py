@@ -29,16 +29,17 @@ class Report:
         ]
         if self.wider:
             ratio, tensor, (low, high), threshold = max(self.wider, key=lambda entry: entry[0])
+            names = _some([name for _, name, _, _ in self.wider])
             notes.append(
-                f"changed: {_count(len(self.wider), 'tensor')} had ranges that are not symmetric, and TensorRT takes no "
-                f"others: max(|min|, |max|) counts for both sides now ({_some([entry[1] for entry in self.wider])}). "
-                f"The worst is {tensor}: {low:.6g} to {high:.6g} became ±{threshold:.6g}, its steps are {ratio:.3g} times "
-                "as wide"
+                f"changed: {_count(len(self.wider), 'tensor')} had ranges that are not symmetric, and TensorRT takes "
+                f"no others: max(|min|, |max|) counts for both sides now ({names}). "
+                f"The worst is {tensor}: {low:.6g} to {high:.6g} became ±{threshold:.6g}, its steps are {ratio:.3g} "
+                "times as wide"
             )
         if self.open_ends:
             notes.append(
-                f"changed: in {_count(len(self.open_ends), 'activation')} of these, values beyond the nearer end of the "
-                f"model's range no longer saturate there ({_some(self.open_ends)})"
+                f"changed: in {_count(len(self.open_ends), 'activation')} of these, values beyond the nearer end of "
+                f"the model's range no longer saturate there ({_some(self.open_ends)})"
             )
         if self.bounded:
             notes.append(
