@@ -181,7 +181,7 @@ def test_each_layer_gets_as_many_samples_as_there_are_for_it_within_limits(count
     rank(model, thresholds_of(model), (), batch, count)
     assert len(asked) == min(count, runs * LAYERS)
     assert asked == sorted(set(asked))
-    assert max(asked) >= 0.99 * (count - 1)  # spread over all of them
+    assert max(asked) >= 0.98 * (count - 1)  # spread over all of them
 
 
 def test_kept_layers_are_not_ranked() -> None:
