@@ -11,7 +11,7 @@ without their values (number, types, shapes, image headers, NaN in arrays) was c
 | constant | samples of FEW values or more, all equal |
 | outliers | samples whose largest magnitude is over OUTLIER times the median one, of EQUAL samples or more |
 | normalize | after it, values should have a standard deviation of about 1, unless std is 1: SPREAD times off is noted |
-| scale | without normalize, the largest magnitude should be near 1: over LARGE and under SMALL are noted |
+| scale | without normalize, it is taken to bring values to about 1, or from there: LARGE or SMALL times that is noted |
 """
 
 from __future__ import annotations
@@ -126,7 +126,8 @@ def _of_input(
         notes.append(f"{len(seen.constant)} of {said} {what} in input {spec.name}: {samples.name(seen.constant[0])}")
     if seen.turned:
         notes.append(
-            f"{len(seen.turned)} of {said} ask by EXIF to be turned, which is ignored: {samples.name(seen.turned[0])}"
+            f"{len(seen.turned)} of {said} {'asks' if len(seen.turned) == 1 else 'ask'} by EXIF to be turned, which is "
+            f"ignored: {samples.name(seen.turned[0])}"
         )
     median = float(np.median(seen.largest))
     far = [place for place, largest in enumerate(seen.largest) if median > 0 and largest > OUTLIER * median]
@@ -150,9 +151,12 @@ def _range(spec: TensorSpec, seen: _Seen, operations: Operations) -> list[str]:
                 f"after normalize, values of input {spec.name} have a standard deviation of {spread:.3g} where about 1 "
                 "is to be expected: are the raw values in the range that mean and std are for (0 to 1, or 0 to 255)?"
             ]
-    elif any("scale" in operation for operation in operations) and largest > 0 and not SMALL <= largest <= LARGE:
-        return [
-            f"after scale, values of input {spec.name} reach {largest:.3g} where about 1 is to be expected: are the "
-            "raw values in the range that the scale is for?"
-        ]
+    scales = [abs(operation["scale"]) for operation in operations if "scale" in operation]
+    if figures is None and len(scales) == 1 and largest > 0:
+        expected = max(1.0, scales[0])
+        if not SMALL <= largest / expected <= LARGE:
+            return [
+                f"after scale, values of input {spec.name} reach {largest:.3g} where about {expected:g} is to be expected: "
+                "are the raw values in the range that the scale is for?"
+            ]
     return []
