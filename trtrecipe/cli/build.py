@@ -86,7 +86,7 @@ def _target_document(graph: Graph, built: Built, recipe: RecipeResult, result: T
         "metrics": result.metrics,
         "gates": [present(asdict(gate)) for gate in result.gates],
         "precision": result.chosen if result.candidates else result.plan.target.mode,
-        "kept": result.kept or None,
+        "kept": list(result.kept) or None,
         "search": result.search,
         "candidates": [
             {
@@ -130,7 +130,7 @@ def _print(built: Built, recipe: RecipeResult) -> None:
     typer.echo(table(_HEADERS, [row for target in recipe.targets for row in _rows(built, recipe, target)]))
     for target in recipe.targets:
         name = target.plan.target.id
-        if target.search:
+        if target.search and target.search["ranking"]:  # none where the gates were met at once
             headers = ("RANK", "NODE", "OPERATOR", "DAMAGE", "DECISION")
             typer.echo(f"{name}: what INT8 does to each node, and which stay in {target.plan.target.float_precision}:")
             typer.echo(table(headers, _ranking(target.search["ranking"])))

@@ -13,9 +13,9 @@ from trtrecipe import __version__
 from trtrecipe.digest import sha256_file
 from trtrecipe.errors import StoreError
 from trtrecipe.plan.graph import Graph, RecipePlan
+from trtrecipe.plan.resolve import tools_of
 from trtrecipe.plan.tools import version
 from trtrecipe.run.results import TargetResult
-from trtrecipe.steps.registry import STEPS
 from trtrecipe.store.blobs import Blob, explain_oserror
 from trtrecipe.store.store import Store
 
@@ -121,8 +121,7 @@ def _manifest_text(graph: Graph, recipe: RecipePlan, result: TargetResult) -> st
         if resolution.outputs is None:
             entry["pending"] = resolution.reason or outcome.error
         else:
-            module = STEPS[step.kind]
-            tools |= {tool: version(tool) for tool in module.tools(module.Params(**step.params))}
+            tools |= {tool: version(tool) for tool in tools_of(step)}
             entry["key"] = resolution.key
             entry["outputs"] = {role: blob.sha256 for role, blob in resolution.outputs.items()}
         steps.append(entry)
@@ -137,7 +136,7 @@ def _manifest_text(graph: Graph, recipe: RecipePlan, result: TargetResult) -> st
             "mode": target.mode,
             "fallback": target.fallback,
             "quantization": target.quantization,
-            "kept": result.kept or {},
+            "kept": list(result.kept),
         },
         "status": "pending" if result.status == "pending" else "complete",
         "evaluated": result.plan.evaluates if "evaluated" in result.metrics else None,

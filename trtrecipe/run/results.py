@@ -25,7 +25,7 @@ GRAPH_EVALUATED = (
 class TargetResult:
     """`status`: "built", "cached", "failed", "gate-failed" or "pending". `steps` pairs step ids with outcomes.
 
-    `kept`: ONNX nodes that stayed in a higher precision, by name; `search`: what a search measured. `candidates`: where
+    `kept`: names of the ONNX nodes that stayed in a higher precision; `search`: what a search measured. `candidates`: where
     a recipe names several modes, all of them; the others are what `chosen` among them made, or the first of them where
     there is no choice (`chosen` None), which is then without artifacts.
     """
@@ -38,7 +38,7 @@ class TargetResult:
     notes: tuple[str, ...]
     steps: tuple[tuple[str, Outcome], ...]
     error: str | None = None  # why what was built could not be placed
-    kept: Mapping[str, str] | None = None
+    kept: tuple[str, ...] = ()
     search: Mapping[str, Any] | None = None
     candidates: tuple[TargetResult, ...] = ()
     chosen: str | None = None
@@ -112,7 +112,7 @@ def _target_result(graph: Graph, recipe: RecipePlan, plan: TargetPlan, outcomes:
         gates=gates,
         notes=tuple(notes),
         steps=steps,
-        kept=(search or measured.get("lower", {})).get("kept"),
+        kept=tuple((search or measured.get("lower", {})).get("kept", ())),
         search={name: search[name] for name in ("ranking", "evaluations") if name in search} if search else None,
     )
 

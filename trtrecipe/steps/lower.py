@@ -72,7 +72,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, A
     notes += kept_notes(kept)
     (out / OUTPUTS["keep"]).write_bytes(keep.dump(kept))
     files.save(lowered, out / OUTPUTS["onnx"])
-    return {"notes": notes} if notes else {}
+    return {"notes": notes, "kept": list(kept)}
 
 
 def check_quantization(model: ModelProto, params: Params) -> None:

@@ -13,6 +13,7 @@ from trtrecipe.steps import (
     prepare,
     quantize,
     reference,
+    search,
     table,
     verify,
 )
@@ -25,6 +26,7 @@ STEPS: dict[str, Step] = {
     "lower": lower,
     "reference": reference,
     "calibrate": calibrate,
+    "search": search,
     "quantize": quantize,
     "table": table,
     "convert": convert,
