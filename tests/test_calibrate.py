@@ -322,7 +322,10 @@ def test_a_sample_that_no_memory_holds_is_refused_before_it_is_read(
 def test_a_tensor_beyond_the_limit_is_counted_alone_and_noted() -> None:
     seen = observed(FEW, memory=1)
     assert seen.observed.passes == 2
-    assert [note for note in seen.observed.notes if "tensor a, made by Abs abs, takes" in note and "memory" in note]
+    assert seen.observed.notes == (
+        "2 of the tensors take more to observe than the limit of 0 MiB of memory, the largest 0 MiB (x, made by the "
+        "model's input); each was observed alone",
+    )
     assert not observed(FEW).observed.notes
 
 

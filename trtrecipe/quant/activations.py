@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
 
 from trtrecipe.quant import observed
 from trtrecipe.quant.overview import constants, label
+
+Axes = Sequence[int | str | None]
+"""Sizes, names of dimensions, or None for what is not known."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Activation:
 def activations(model: onnx.ModelProto, feeds: observed.Feeds) -> dict[str, Activation]:
     """Every FP32 tensor of the main graph that is no constant, inputs first, then in the order of nodes.
 
-    ONNX Runtime tells types and shapes, given the shapes of `feeds`; where it cannot, the graph runs once.
+    Sizes follow from the shapes of `feeds`; where shapes do not tell them, the graph runs once.
     """
     makers = _makers(model)
     told, dims = _shapes(model, makers), _dims(model, feeds)
@@ -49,10 +52,24 @@ def _makers(model: onnx.ModelProto) -> dict[str, str]:
     return makers
 
 
-def _shapes(model: onnx.ModelProto, tensors: Iterable[str]) -> dict[str, Sequence[int | str | None]]:
-    """FP32 tensor → its axes, as ONNX Runtime infers them."""
-    with observed.observing(model, tensors) as engine:
-        return {name: shape for name, kind, shape in engine.outputs() if kind == "tensor(float)"}
+def _shapes(model: onnx.ModelProto, tensors: Collection[str]) -> dict[str, Axes]:
+    """FP32 tensor → its axes, as the graph tells them; of what it does not, ONNX Runtime infers them."""
+    graph = model.graph
+    told = {
+        value.name: value.type.tensor_type
+        for value in (*graph.input, *graph.value_info, *graph.output)
+        if value.type.tensor_type.elem_type and value.type.tensor_type.HasField("shape")
+    }
+    found: dict[str, Axes] = {
+        name: [dim.dim_param or (dim.dim_value if dim.HasField("dim_value") else None) for dim in kind.shape.dim]
+        for name, kind in told.items()
+        if kind.elem_type == onnx.TensorProto.FLOAT
+    }
+    # Only then, as one session more takes as much memory as the model again.
+    if rest := [name for name in tensors if name not in told]:
+        with observed.observing(model, rest) as engine:
+            found |= {name: shape for name, kind, shape in engine.outputs() if kind == "tensor(float)"}
+    return {name: found[name] for name in tensors if name in found}
 
 
 def _dims(model: onnx.ModelProto, feeds: observed.Feeds) -> dict[str, int]:
@@ -66,7 +83,7 @@ def _dims(model: onnx.ModelProto, feeds: observed.Feeds) -> dict[str, int]:
     return found
 
 
-def _size(shape: Sequence[int | str | None], dims: Mapping[str, int]) -> int | None:
+def _size(shape: Axes, dims: Mapping[str, int]) -> int | None:
     """The number of values; None where an axis is neither a number nor a dimension of the inputs."""
     axes = [axis if isinstance(axis, int) else dims.get(axis or "") for axis in shape]
     known = [axis for axis in axes if axis is not None]

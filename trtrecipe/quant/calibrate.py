@@ -102,12 +102,7 @@ def observe(
         if folder is None and processes > 1:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         observed = _Calibration(given, inputs, watch, folder).run(processes, finish)
-    large = [
-        f"tensor {name}, made by {watch.makers[name]}, takes {size / 2**20:.0f} MiB to observe, more than the limit "
-        f"of {limits.memory / 2**20:.0f} MiB of memory; it was observed alone"
-        for name, size in sizes.items()
-        if size > limits.memory
-    ]
+    large = _beyond(sizes, watch.makers, limits.memory)
     return replace(observed, notes=(*looked, *observed.notes, *large))
 
 
@@ -256,6 +251,18 @@ def _check_samples_fit(given: Given) -> None:
 def _check_tensors_fit(found: Mapping[str, Activation], sizes: Mapping[str, int]) -> None:
     for name, size in sizes.items():
         _check_fits(f"tensor {name}, made by {found[name].maker}, in one run", size)
+
+
+def _beyond(sizes: Mapping[str, int], makers: Mapping[str, str], memory: int) -> list[str]:
+    """What had to take more memory than the limit allows."""
+    beyond = [name for name in sizes if sizes[name] > memory]
+    if not beyond:
+        return []
+    most = max(beyond, key=lambda name: sizes[name])
+    return [
+        f"{len(beyond)} of the tensors take more to observe than the limit of {memory / 2**20:.0f} MiB of memory, the "
+        f"largest {sizes[most] / 2**20:.0f} MiB ({most}, made by {makers[most]}); each was observed alone"
+    ]
 
 
 def _check_fits(what: str, need: int) -> None:
