@@ -10,7 +10,7 @@ from pathlib import Path
 
 from trtrecipe.data.errors import DataError
 from trtrecipe.data.sampling import Sampling
-from trtrecipe.data.sources import STREAM, ArrayData, Data, digest_samples, in_words, to_json, used_files
+from trtrecipe.data.sources import STREAM, ArrayData, Data, LabelData, digest_samples, in_words, to_json, used_files
 from trtrecipe.digest import canonical_json, sha256_file, sha256_json
 from trtrecipe.errors import InputError, Problem
 from trtrecipe.store.stat import StatCache
@@ -64,6 +64,9 @@ def digest_sources(sources: Iterable[Source], stat: StatCache) -> dict[Source, s
         try:
             digests[source] = source_digest(source, stat)
         except DataError as error:
+            labels = isinstance(source, SampleSource) and isinstance(source.data, LabelData)
+            if labels and any(problem.message == error.message for problem in problems):
+                continue  # of the files themselves: said where those are named
             at = source.samples_at if isinstance(source, SampleSource) and error.field == "samples" else source.at
             problems.append(_blame(at, error.message, error.hint))
         except OSError as error:
