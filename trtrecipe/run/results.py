@@ -123,6 +123,8 @@ def _metrics(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     verify, benchmark = measured.get("verify", {}), measured.get("benchmark", {})
     reference = measured.get("reference", {})
     metrics: dict[str, Any] = {}
+    if "check" in measured.get("export", {}):
+        metrics["export"] = measured["export"]["check"]
     if "accuracy" in reference:
         metrics["reference_accuracy"] = reference["accuracy"]
     for name in ("accuracy", "agreement", "cosine", "cosine_worst", "equal", "max_abs_error", "samples", "evaluated"):
