@@ -1,8 +1,8 @@
-"""ONNX → engine."""
+"""ONNX → engine; for TFLite, the source model → its file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,25 +10,42 @@ from typing import Any
 VERSION = 1
 OUTPUTS = {"engine": "model.engine"}
 NUMERIC = True
-_TOOLS = {"onnxruntime": ("onnxruntime",), "tensorrt-rtx": ("tensorrt-rtx", "onnx")}
+_TOOLS = {
+    "onnxruntime": ("onnxruntime",),
+    "tensorrt-rtx": ("tensorrt-rtx", "onnx"),
+    "tflite": ("keras", "numpy", "onnx", "tensorflow", "tf-keras", "tf2onnx"),
+}
 
 
 @dataclass(frozen=True)
 class Params:
-    """`dims`: name → {"min", "opt", "max"}. `workspace`: bytes that tactics may use; tensorrt-rtx only, as are dims."""
+    """`dims`: name → {"min", "opt", "max"}. `workspace`: bytes that tactics may use; tensorrt-rtx only, as are dims.
+
+    tflite only: `mode` and `quantization` as `Target` has them, `source`: which graph of the source model, as the
+    parameters of export say it, `preprocess` of the samples that ranges are taken from.
+    """
 
     builder: str
     dims: dict[str, dict[str, int]] = field(default_factory=dict)
     workspace: int | None = None
+    mode: str | None = None
+    quantization: str | None = None
+    source: dict[str, Any] = field(default_factory=dict)
+    preprocess: dict[str, list[Any]] = field(default_factory=dict)
 
 
 def tools(params: Params) -> tuple[str, ...]:
     """The distributions that the engine's bytes depend on."""
+    if params.source.get("format") == "tflite":
+        return ()
     return _TOOLS.get(params.builder, ())
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, Any]:
-    """With "onnx" → the engine. Measures its size in bytes, and notes."""
+    """With "onnx" → the engine; tflite takes "model" (what fetch made) too, and "data.*" where samples give the ranges.
+
+    Measures the engine's size in bytes, and notes.
+    """
     engine, notes = out / OUTPUTS["engine"], list[str]()
     if params.builder == "onnxruntime":
         from trtrecipe.engines import ort
@@ -39,8 +56,44 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, A
         from trtrecipe.graphs import files
 
         notes = rtx_build.build(files.load(inputs["onnx"]), engine, params.dims, params.workspace)
+    elif params.builder == "tflite":
+        notes = _tflite(params, inputs, engine)
     else:
         from trtrecipe.errors import StepError
 
         raise StepError(f"no engine builder is called {params.builder}", f"builders: {', '.join(_TOOLS)}")
     return {"size": engine.stat().st_size, "notes": notes}
+
+
+def _tflite(params: Params, inputs: Mapping[str, Path], engine: Path) -> list[str]:
+    """The TFLite file of the source model; the source itself where it is one already."""
+    import tempfile
+
+    from trtrecipe.data import batches
+    from trtrecipe.data.preprocess import Array
+    from trtrecipe.engines import tflite_build, tflite_kind
+    from trtrecipe.graphs import files
+    from trtrecipe.graphs.interface import interface
+    from trtrecipe.steps import export
+
+    source = export.Params(**params.source)
+    assert params.mode is not None
+    if source.format == "tflite":
+        tflite_kind.require(inputs["model"], params.mode, params.quantization, bool(source.rename or source.outputs))
+        engine.write_bytes(inputs["model"].read_bytes())
+        return ["the model is a TFLite file already, which is left as it is"]
+    graph = interface(files.load(inputs["onnx"]))
+    samples = (
+        batches.load(inputs, graph, params.preprocess) if any(role.startswith("data") for role in inputs) else None
+    )
+
+    def feeds() -> Iterator[Mapping[str, Array]]:
+        assert samples is not None
+        # The last sample of the last batch comes several times, which is nothing to a range.
+        return (batch.feeds for batch in batches.batches(samples, graph, params.preprocess))
+
+    with tempfile.TemporaryDirectory(prefix="trtrecipe-") as folder:
+        frozen, side = export.frozen_source(source, inputs["model"], Path(folder))
+        given = tflite_build.Source(frozen, graph.inputs, side.perms)
+        chosen = feeds if samples is not None else None
+        return tflite_build.build(given, engine, params.mode, params.quantization, chosen)
