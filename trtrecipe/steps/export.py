@@ -159,9 +159,11 @@ def _as_engine(params: Params, model: ModelProto) -> tuple[ModelProto, EngineSid
 def _tensorflow(params: Params, path: Path, folder: Path) -> _Exported:
     from dataclasses import replace
 
-    from trtrecipe.graphs import cut, from_tensorflow, input_layout, layers, shapes, sound
+    from trtrecipe.graphs import cut, from_tensorflow, frozen_graph, input_layout, layers, shapes, sound
     from trtrecipe.graphs.canonical import renamed
 
+    if params.format == "frozen_graph":  # whose recipe may call a tensor `image:0`
+        params = replace(params, inputs={frozen_graph.plain(name): spec for name, spec in params.inputs.items()})
     frozen, side, keras, source, dropped = _frozen(params, path, folder)
     bound = shapes.bind(side.specs(frozen.inputs), params.inputs, params.dims)
     model, notes = from_tensorflow.to_onnx(frozen, side.shapes(bound.shapes), params.opset)
