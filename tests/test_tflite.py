@@ -27,6 +27,7 @@ from trtrecipe.formats import model_format
 from trtrecipe.graphs import flatbuffer, from_tflite, tflite_file, tflite_schema
 from trtrecipe.graphs.carried import constants, is_pair_node
 from trtrecipe.graphs.interface import interface
+from trtrecipe.recipe.checks import check
 from trtrecipe.steps import compile as build
 from trtrecipe.steps import export, lower, prepare
 
@@ -440,6 +441,12 @@ def test_tensorrt_for_rtx_builds_it(name: str, mode: str, tmp_path: Path) -> Non
 
 
 # What is refused
+
+
+def test_signature_is_for_tflite_too_and_tags_are_not() -> None:
+    recipe = {"model": {"source": "m.tflite", "signature": "encode", "tags": ["serve"]}}
+    (finding,) = check(recipe)
+    assert finding.message == "model.tags is for a saved_model, and this model is tflite"
 
 
 def test_format_is_told_from_the_content(tmp_path: Path) -> None:
