@@ -383,6 +383,7 @@ def test_weights_keep_their_integers_and_biases_become_floats() -> None:
     assert held[weights.input[0]].data_type == TensorProto.INT8
     assert list(held[weights.input[0]].dims) == [16, 3, 3, 3]
     assert list(held[weights.input[1]].dims) == [16]
+    assert makers[stem.input[0]].op_type == "DequantizeLinear"  # with the Transpose of the layout in front of the pair
     assert held[stem.input[2]].data_type == TensorProto.FLOAT
     stored = next(t for t in tflite_file.read(fixture("vision_int8")).graphs[0].tensors if t.shape == (16, 3, 3, 3))
     integers = onnx.numpy_helper.to_array(held[weights.input[0]])
