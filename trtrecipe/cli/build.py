@@ -150,7 +150,7 @@ def _remarks(result: TargetResult) -> Iterator[tuple[str, str]]:
             if gate.status != "met" and candidate.status != "failed":
                 yield candidate.plan.target.label, f"gate {gate.status}: {gate}"
         if search_may_help(candidate):
-            yield candidate.plan.target.label, "precision.search: true finds the layers that INT8 harms and keeps them out"
+            yield candidate.plan.target.label, "precision.search: true finds the layers that INT8 harms, and keeps them"
     for note in result.notes:
         yield name, note
     if result.error:
