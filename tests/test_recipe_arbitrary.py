@@ -31,7 +31,9 @@ model:
   tags: [serve, gpu]
   opset: 17
   without_passes: [constants, sort-top-k]
-  inputs: {image: {shape: [batch, 3, size, size], dtype: float32}}
+  outputs: [block/relu, logits]
+  rename: {serving_default_image: image, block/relu: features}
+  inputs: {image: {shape: [batch, 3, size, size], dtype: float32, layout: nchw}}
   dims: {batch: {min: 1, opt: 2, max: 4}, size: {min: 8, opt: 8, max: 8}}
 precision:
   mode: [int8, fp16]

@@ -230,6 +230,14 @@ def test_accepted(tmp_path: Path, old: str, new: str) -> None:
         ("precision: {mode: fp16}", "gates: {accuracy: {min: -1}}", "31:29", "targets[2].gates.accuracy.min is -1: with the metric top1 it must be between 0 and 1", None),
         ("metric: top1\ngates:\n", "metric: mse\ngates:\n  agreement: 0.9\n", "25:3", "gates.agreement is measured with evaluation.metric top1 or top5 only", "set evaluation.metric, or use the gate cosine"),
         ("format: saved_model", "format: onnx", "6:3", "model.signature is for a saved_model, and this model is onnx", "remove it"),
+        ("dtype: float32", "layout: chw", "8:46", "model.inputs.image.layout is 'chw': it must be nchw or nhwc", "did you mean nchw?"),
+        ("[batch, 8, 8, 1], dtype: float32", "[batch, 8], layout: nchw", "8:40", "model.inputs.image.layout is for four axes, and the shape beside it has 2", "remove it"),
+        ("  inputs:\n", "  outputs: []\n  inputs:\n", "7:12", "model.outputs is empty: it must hold at least one item", None),
+        ("  inputs:\n", "  outputs: [a, a]\n  inputs:\n", "7:16", "model.outputs names a twice", "remove one"),
+        ("  inputs:\n", "  rename: {a: 'b:0'}\n  inputs:\n", "7:15", f"model.rename.a is 'b:0': it {NAME_RULE}", None),
+        ("  inputs:\n", "  rename: {a: b, c: b}\n  inputs:\n", "7:21", "model.rename calls both a and c b", "give one of them another name"),
+        ("  inputs:\n", "  rename: {image: x}\n  inputs:\n", "9:5", "model.inputs names image, which model.rename calls x", "write x: the model's own names are for model.outputs and model.rename alone"),
+        ("  inputs:\n", "  rename: {image: x}\n  inputs:\n", "18:34", "calibration.data.arrays names image, which model.rename calls x", "write x: the model's own names are for model.outputs and model.rename alone"),
         ("source: model\n  format: saved_model", "source: m.KERAS", "5:3", "model.signature is for a saved_model, and this model is keras", "remove it"),
     ],
 )  # fmt: skip
@@ -237,6 +245,49 @@ def test_refused(tmp_path: Path, old: str, new: str, place: str, message: str, h
     found = _problems(tmp_path, _changed(old, new))
     assert (place, message, hint) in found
     assert all(re.search(r"\S", text) and len(text) < 400 for _, text, _ in found)
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("logits", None),
+        ("boxes", None),
+        ("box", ("evaluation.output is box, which is none of model.outputs", "did you mean boxes?")),
+        ("other", ("evaluation.output is other, which is none of model.outputs", "the outputs are logits, boxes")),
+        ("raw/boxes", ("evaluation.output names raw/boxes, which model.rename calls boxes", "write boxes")),
+    ],
+)
+def test_the_output_that_is_judged_is_one_that_is_left(tmp_path: Path, output: str, said: Any) -> None:
+    ends = "  outputs: [logits, raw/boxes]\n  rename: {raw/boxes: boxes}\n  inputs:\n"
+    text = RECIPE.replace("  inputs:\n", ends).replace("  metric: top1\n", f"  metric: top1\n  output: {output}\n")
+    if said is None:
+        assert _load(tmp_path, text)
+    else:
+        assert [found[1:] for found in _problems(tmp_path, text)] == [said]
+
+
+@pytest.mark.parametrize(
+    ("operations", "said"),
+    [
+        ("[]", "nhwc"),
+        ("[{resize: [8, 8]}]", "nhwc"),
+        ("[{resize: [8, 8]}, {layout: nchw}]", None),
+        ("[{layout: nchw}, {layout: nhwc}]", "nhwc"),
+    ],
+)
+def test_images_have_to_end_as_the_engine_takes_them(tmp_path: Path, operations: str, said: str | None) -> None:
+    text = SMALL.replace("m.onnx}", "m.onnx, inputs: {image: {layout: nchw}}}")
+    text += f"preprocess: {{image: {operations}}}\nevaluation: {{data: {{images: x/*.png}}}}\n"
+    if said is None:
+        assert _load(tmp_path, text)
+        return
+    assert _problems(tmp_path, text) == [
+        (
+            "3:50",
+            f"model.inputs.image.layout is nchw, and the values that preprocess.image ends with are {said}",
+            "end preprocess.image with {layout: nchw}",
+        )
+    ]
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,8 @@ def _plan_model(add: _Adder, shared: _Shared, target: Target) -> tuple[StepOutpu
         "dims": sorted(target.dims),
         "opset": model.opset,
         "tags": model.tags,
+        "outputs": model.outputs or [],
+        "rename": model.rename,
     }
     export = add.add("export", "", {"model": StepOutput(fetched, "model")}, params)
     exported = StepOutput(export, "onnx")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any
 
-from trtrecipe.recipe.findings import Finding, dotted, nearest
+from trtrecipe.recipe.findings import Finding, dotted, nearest, short
 from trtrecipe.recipe.model import NAME
 
 LABEL = "label"
@@ -25,7 +25,18 @@ _SINGLE = ("onnx", "keras", "h5", "tflite", "frozen_graph")
 
 def check(recipe: Any) -> Iterator[Finding]:
     """Everything wrong between the blocks of `recipe`, plain data as read from YAML."""
-    for rule in (_dims, _calibration, _judged, _gates, _labels, _inputs, _layouts, _target_ids, _signature):
+    for rule in (
+        _dims,
+        _interface,
+        _calibration,
+        _judged,
+        _gates,
+        _labels,
+        _inputs,
+        _layouts,
+        _target_ids,
+        _signature,
+    ):
         yield from rule(recipe)
 
 
@@ -62,6 +73,64 @@ def _dims(recipe: Any) -> Iterator[Finding]:
             here = ("targets", index, "model", "dims")
             message = f"{dotted(here)} replaces model.dims as a whole and lacks the dimension '{name}'"
             yield Finding(here, message, f"add the range of {name}", at_key=True)
+
+
+def _interface(recipe: Any) -> Iterator[Finding]:
+    """Names that the model has and the engine has not, or the other way round; layouts without four axes."""
+    for name, spec in _items(recipe, "model", "inputs"):
+        shape = _at(spec, "shape")
+        if _at(spec, "layout") in ("nchw", "nhwc") and isinstance(shape, list) and len(shape) != 4:
+            loc = ("model", "inputs", name, "layout")
+            yield Finding(loc, f"{dotted(loc)} is for four axes, and the shape beside it has {len(shape)}", "remove it")
+    outputs = [name for _, name in _items(recipe, "model", "outputs") if isinstance(name, str)]
+    first: dict[str, Any] = {}
+    for index, name in enumerate(outputs):
+        if first.setdefault(name, index) != index:
+            yield Finding(("model", "outputs", index), f"model.outputs names {short(name)} twice", "remove one")
+    rename = {
+        old: new for old, new in _items(recipe, "model", "rename") if isinstance(old, str) and isinstance(new, str)
+    }
+    taken: dict[str, str] = {}
+    for old, new in rename.items():
+        if taken.setdefault(new, old) != old:
+            message = f"model.rename calls both {short(taken[new])} and {short(old)} {short(new)}"
+            yield Finding(("model", "rename", old), message, "give one of them another name")
+    news = set(rename.values())
+    for loc, name in _named_inputs(recipe):
+        if name in rename and name not in news:
+            yield Finding(
+                loc,
+                f"{dotted(loc[:-1])} names {short(name)}, which model.rename calls {short(rename[name])}",
+                f"write {short(rename[name])}: the model's own names are for model.outputs and model.rename alone",
+                at_key=True,
+            )
+    yield from _judged_output(recipe, [rename.get(name, name) for name in outputs], rename)
+
+
+def _judged_output(recipe: Any, outputs: list[str], rename: dict[str, str]) -> Iterator[Finding]:
+    loc = ("evaluation", "output")
+    judged = _at(recipe, *loc)
+    # A frozen graph's tensors may be written with :0, and are called without.
+    if not isinstance(judged, str) or judged in outputs or f"{judged}:0" in outputs:
+        return
+    if judged in rename and judged not in rename.values():
+        message = f"evaluation.output names {short(judged)}, which model.rename calls {short(rename[judged])}"
+        yield Finding(loc, message, f"write {short(rename[judged])}")
+    elif outputs:
+        meant = nearest(judged, outputs)
+        hint = f"did you mean {short(meant)}?" if meant else f"the outputs are {short(', '.join(outputs))}"
+        yield Finding(loc, f"evaluation.output is {short(judged)}, which is none of model.outputs", hint)
+
+
+def _named_inputs(recipe: Any) -> Iterator[tuple[tuple[Any, ...], str]]:
+    """Where the recipe has a key that is an input's name, apart from model.rename."""
+    places: list[tuple[Any, ...]] = [("model", "inputs"), ("preprocess",)]
+    places += [(block, "data", form) for block in ("calibration", "evaluation") for form in (*_NAMED, "raw")]
+    for place in places:
+        if isinstance(_at(recipe, *place), dict):
+            for name, _ in _items(recipe, *place):
+                if isinstance(name, str) and name != LABEL:
+                    yield (*place, name), name
 
 
 def _precisions(recipe: Any) -> list[tuple[tuple[Any, ...], Any, Any]]:
@@ -185,7 +254,8 @@ def _inputs(recipe: Any) -> Iterator[Finding]:
 
 def _layouts(recipe: Any) -> Iterator[Finding]:
     images = any(_at(recipe, block, "data", "images") is not None for block in ("calibration", "evaluation"))
-    for name, _ in _items(recipe, "preprocess"):
+    asked = [name for name, spec in _items(recipe, "model", "inputs") if images and _at(spec, "layout") is not None]
+    for name in dict.fromkeys([*(name for name, _ in _items(recipe, "preprocess")), *asked]):
         now = "nhwc" if images else None
         for index, operation in _items(recipe, "preprocess", name):
             layout = _at(operation, "layout")
@@ -195,6 +265,11 @@ def _layouts(recipe: Any) -> Iterator[Finding]:
             if layout == now:
                 yield Finding(loc, f"{dotted(loc)}: values are {now} already", "remove this operation")
             now = layout
+        taken = _at(recipe, "model", "inputs", name, "layout")
+        if taken in ("nchw", "nhwc") and now in ("nchw", "nhwc") and now != taken:
+            loc = ("model", "inputs", name, "layout")
+            message = f"{dotted(loc)} is {taken}, and the values that preprocess.{short(name)} ends with are {now}"
+            yield Finding(loc, message, f"end preprocess.{short(name)} with {{layout: {taken}}}")
 
 
 def _target_ids(recipe: Any) -> Iterator[Finding]:

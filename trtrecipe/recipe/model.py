@@ -95,6 +95,10 @@ class InputSpec(_Closed):
         None, description="One entry per axis: a number fixes an open axis, a name makes it a dimension of model.dims."
     )
     dtype: Dtype | None = Field(None, description="Checked against the model.")
+    layout: Literal["nchw", "nhwc"] | None = Field(
+        None,
+        description="Where the engine takes the channels of images; as in the model when absent. The shape is in it.",
+    )
 
 
 class DimRange(_Closed):
@@ -143,6 +147,14 @@ class Model(_Closed):
         None, min_length=1, description="SavedModel only: all tags of one of its graphs; [serve] when absent."
     )
     opset: int | None = Field(None, ge=13, le=21, description="ONNX opset of the export; 13 when absent.")
+    outputs: list[Text] | None = Field(
+        None,
+        min_length=1,
+        description="Where the graph ends: outputs, tensors, nodes or layers of the model. A frozen_graph needs them.",
+    )
+    rename: dict[Text, Name] = Field(
+        default_factory=dict, description="The model's name of an input or output → its name everywhere else."
+    )
     inputs: dict[Text, InputSpec] = Field(default_factory=dict)
     dims: dict[Name, DimRange] = Field(default_factory=dict)
     without_passes: list[PassName] = Field(
