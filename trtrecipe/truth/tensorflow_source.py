@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +38,18 @@ def of_saved_model(folder: Path, signature: str | None, tags: Collection[str] | 
     serves instead, and a note says so. `signature` and `tags` are as for `saved_model.freeze`.
     """
     tags = list(tags or DEFAULT_TAGS)
-    instead = of_graph(frozen)
     meta_graph = _meta_graph(folder, frozenset(tags))
     if not meta_graph.HasField("object_graph_def"):
-        return instead
+        return of_graph(frozen)
     if harmful := tensorflow_refusals.run_when_loaded(meta_graph):
-        return _noted(instead, f"loading it would run {harmful[0]}")
+        return _noted(frozen, f"loading it would run {harmful[0]}")
     import tensorflow as tf
 
     try:
         loaded = tf.saved_model.load(str(folder), tags=tags)
         called = loaded.signatures[signature or DEFAULT_SIGNATURE]
     except Exception as error:  # anything may come out of objects of another version
-        return _noted(instead, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        return _noted(frozen, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
     outputs = list(frozen.outputs)
 
     def run(feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -70,9 +70,9 @@ def intermediate(frozen: Frozen, feeds: Mapping[str, Array], tensors: Collection
     return dict(zip(tensors, _runner(frozen)(feeds, list(tensors)), strict=True))
 
 
-def _noted(instead: Source, why: str) -> Source:
+def _noted(frozen: Frozen, why: str) -> Source:
     note = f"TensorFlow's loader was not used to check the export, the graph was compared with the frozen one: {why}"
-    return Source(instead.what, instead.run, (note,))
+    return replace(of_graph(frozen), notes=(note,))
 
 
 def _runner(frozen: Frozen) -> Any:
