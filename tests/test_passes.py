@@ -404,6 +404,11 @@ NEEDED = {
     "constants": ("c = Neg(k) y = Add(x, c)", "<float k = {2}>"),
     "shapes": ("s = Shape(x) y = Reshape(x, s)", ""),
     "mean-to-pool": ("y = ReduceMean<axes = [2, 3]>(x)", ""),
+    "zero-states": (
+        "v = Reshape(x, s) z, h = GRU<hidden_size = 1>(v, w, r, , , i) y = Unsqueeze(h, b)",
+        "<int64[1] b = {0}, int64[3] s = {6, 4, 4}, float[1,3,4] w = {1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 4}, "
+        "float[1,3,1] r = {1, 2, 3}, float[1,4,1] i = {0, 0, 0, 0}>",
+    ),
 }
 
 
@@ -510,3 +515,38 @@ def test_open_axes_of_outputs(body: str, constants: str, expected: list[int | st
     result = simplified(model, image(1, 3))
     sizes = [dim.dim_value or dim.dim_param or None for dim in result.graph.output[0].type.tensor_type.shape.dim]
     assert sizes == expected
+
+
+# --- States of recurrent layers
+
+
+@pytest.mark.parametrize(
+    ("states", "constants", "left"),
+    [
+        ("h, c", "<float[1,1,2] h = {0, 0}, float[1,1,2] c = {0, 0}>", 3),
+        ("h, c", "<float[1,1,2] h = {0, 0}, float[1,1,2] c = {0, 1}>", 7),
+        ("h, c", "<float[1,1,2] h = {1, 0}, float[1,1,2] c = {0, 0}>", 6),
+    ],
+)
+def test_states_that_are_zeros(states: str, constants: str, left: int) -> None:
+    model = parser.parse_model(
+        f"{HEAD} g (float[3,1,2] x) => (float[A,B,C,D] y) {constants} "
+        f"{{ y = LSTM<hidden_size = 2>(x, w, r, , , {states}) }}"
+    )
+    for name, shape in (("w", (1, 8, 2)), ("r", (1, 8, 2))):
+        model.graph.initializer.append(numpy_helper.from_array(RANDOM.standard_normal(shape).astype(np.float32), name))
+    result = simplified(model, image(3, 1, 2))
+    assert len(result.graph.node[0].input) == left
+
+
+def test_states_made_of_the_inputs_shape() -> None:
+    model = parser.parse_model(
+        HEAD + "g (float[3,batch,2] x) => (float[A,B,C] y) <float zero = {0}, int64[1] at = {1}, int64[1] one = {1}, "
+        "int64[1] two = {2}, int64[1] first = {0}> { s = Shape(x) b = Gather(s, at) t = Concat<axis = 0>(b, two) "
+        "z = Expand(zero, t) h = Unsqueeze(z, first) u, y = GRU<hidden_size = 2>(x, w, r, , , h) }"
+    )
+    for name in ("w", "r"):
+        model.graph.initializer.append(
+            numpy_helper.from_array(RANDOM.standard_normal((1, 6, 2)).astype(np.float32), name)
+        )
+    assert operators(simplified(model, image(3, 2, 2))) == ["GRU"]

@@ -15,6 +15,7 @@ from trtrecipe.graphs.fold_constants import RANDOM, fold_constants
 from trtrecipe.graphs.fold_convolutions import fold_affine, fold_batch_normalizations
 from trtrecipe.graphs.pooling import pool_means
 from trtrecipe.graphs.shapes import infer
+from trtrecipe.graphs.states import drop_zero_states
 from trtrecipe.graphs.symbolic import fold_shapes
 from trtrecipe.graphs.transposes import merge_transposes, move_transposes
 
@@ -188,6 +189,7 @@ PASSES: tuple[Pass, ...] = (
     Pass("shapes", "computes now what follows from shapes that are known", fold_shapes),
     Pass("batch-normalizations", "puts a BatchNormalization into the convolution before it", fold_batch_normalizations),
     Pass("affine", "puts scales and shifts by constants into the convolution before them", fold_affine),
+    Pass("zero-states", "leaves out initial states of recurrent layers that are zeros", drop_zero_states),
     Pass("mean-to-pool", "makes a ReduceMean over all image axes a GlobalAveragePool", pool_means),
     Pass(
         "dimensions",

@@ -131,6 +131,7 @@ PassName = Literal[
     "sort-top-k",
     "unused-outputs",
     "write-out-operators",
+    "zero-states",
 ]
 """The passes of prepare and lower: a test compares them with the passes themselves."""
 

@@ -20,6 +20,7 @@ PASSES = (
     "shapes",
     "batch-normalizations",
     "affine",
+    "zero-states",
     "mean-to-pool",
     "dimensions",
 )
