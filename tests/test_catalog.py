@@ -23,6 +23,7 @@ PROFILES = [
     "jetson-thor",
     "rtx",
     "host",
+    "tflite",
 ]
 CATALOG = load_catalog()
 RELEASES = [(profile, release) for profile in CATALOG.profiles for release in profile.releases]
@@ -66,9 +67,9 @@ def test_release_has_its_tensorrt_and_dialect(
 
 @pytest.mark.parametrize(
     ("spec", "dialect", "opset_max", "builder"),
-    [("host", "ort", 21, "onnxruntime"), ("rtx", "rtx", 24, "tensorrt-rtx")],
+    [("host", "ort", 21, "onnxruntime"), ("rtx", "rtx", 24, "tensorrt-rtx"), ("tflite", "tflite", None, "tflite")],
 )
-def test_profiles_without_releases(spec: str, dialect: str, opset_max: int, builder: str) -> None:
+def test_profiles_without_releases(spec: str, dialect: str, opset_max: int | None, builder: str) -> None:
     profile, release = CATALOG.find(spec)
     assert release is None
     assert profile.builder == builder
@@ -190,6 +191,7 @@ def test_dla_ends_with_the_releases_after_10_7() -> None:
         "trt-10.16",
         "rtx",
         "ort",
+        "tflite",
     }
 
 

@@ -62,7 +62,7 @@ def build(source: Source, engine: Path, mode: str, quantization: str | None, sam
 
     tf = tensorflow()
     if quantization == "explicit" and samples is not None:
-        _require_no_lists(source.frozen)
+        _require_no_loops(source.frozen)
     with tempfile.TemporaryDirectory(prefix="trtrecipe-") as folder:
         model = Path(folder) / "model"
         _save(tf, source, model)
@@ -73,16 +73,43 @@ def build(source: Source, engine: Path, mode: str, quantization: str | None, sam
     return _notes(engine, mode, quantization, samples)
 
 
-def _require_no_lists(frozen: Frozen) -> None:
-    """Refuse loops that fill lists of tensors: TensorFlow 2.21 dies of a memory fault where it runs one on samples."""
-    loops = [node for node in frozen.graph.node if node.op in ("While", "StatelessWhile")]
-    functions = (node for function in frozen.graph.library.function for node in function.node_def)
-    if loops and any(node.op.startswith("TensorList") for node in (*frozen.graph.node, *functions)):
-        raise StepError(
-            "TensorFlow's converter cannot take the ranges of recurrent layers from samples:\n"
-            + listed([cleaned(loop.name) for loop in loops]),
-            hint="use quantization: dynamic for this target, which quantizes their weights",
+def _require_no_loops(frozen: Frozen) -> None:
+    """Refuse loops that pass a value on as it is, one that depends on the input: recurrent layers do.
+
+    TensorFlow dies of a memory fault where it runs one on samples: https://github.com/tensorflow/tensorflow/issues/75140
+    """
+    functions = {function.signature.name: function for function in frozen.graph.library.function}
+    nodes = {node.name: node for node in frozen.graph.node}
+    restored = _layer_names(frozen.graph)
+    loops = [
+        restored.name(node.name)
+        for node in nodes.values()
+        if node.op in ("While", "StatelessWhile")
+        and any(
+            _origin(nodes, node.input[at])[0].op != "Const" for at in _passed_on(functions[node.attr["body"].func.name])
         )
+    ]
+    if loops:
+        raise StepError(
+            f"TensorFlow's converter cannot take ranges from samples where a model has such loops:\n{listed(loops)}",
+            hint="use quantization: dynamic for this target, which quantizes the weights of recurrent layers",
+        )
+
+
+def _passed_on(body: Any) -> Iterator[int]:
+    """Positions of the function's arguments that are its results in their places."""
+    nodes = {node.name: node for node in body.node_def}
+    pairs = zip(body.signature.input_arg, body.signature.output_arg, strict=True)
+    for position, (given, made) in enumerate(pairs):
+        name = body.ret[made.name].partition(":")[0]
+        while name in nodes and nodes[name].op == "Identity":
+            name = nodes[name].input[0].partition(":")[0]
+        if name == given.name:
+            yield position
+
+
+def _layer_names(definition: Any) -> LayerNames:
+    return LayerNames(node.name for node in definition.node if node.op not in NO_LAYER)
 
 
 def _configure(tf: Any, converter: Any, mode: str, quantization: str | None, samples: Samples | None) -> None:
@@ -222,10 +249,10 @@ def _origin(nodes: Mapping[str, Any], reference: str) -> tuple[Any, int]:
 
 
 def _named(frozen: Frozen, interface: Sequence[str]) -> tuple[Any, dict[str, str]]:
-    """The graph with the source model's names of operations; TensorFlow's name of an input or output → the one there."""
+    """The graph with the source model's names; TensorFlow's name of an input or output → its name there."""
     definition = type(frozen.graph)()
     definition.CopyFrom(frozen.graph)
-    restored = LayerNames(node.name for node in definition.node if node.op not in NO_LAYER)
+    restored = _layer_names(definition)
     unique = Unique(_valid(name) for name in interface)
     names = {node.name: unique.claim(_valid(restored.name(node.name))) for node in definition.node}
     for node in (*definition.node, *(each for function in definition.library.function for each in function.node_def)):

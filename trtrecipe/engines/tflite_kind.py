@@ -39,7 +39,7 @@ def kind(model: Model) -> str:
 
 
 def require(path: Path, mode: str, quantization: str | None, changed: bool) -> None:
-    """Refuse a TFLite file as the engine of a target. `changed`: whether the recipe wants other names or outputs of it.
+    """Refuse a TFLite file as the engine of a target. `changed`: whether the recipe wants other names, outputs, axes.
 
     Raises StepError for a file of another precision, or with several graphs to choose from.
     """
@@ -51,7 +51,7 @@ def require(path: Path, mode: str, quantization: str | None, changed: bool) -> N
             f"write precision: {_WRITTEN[found]} for this target, or give the TensorFlow model behind the file",
         )
     if changed or len(model.signatures) > 1:
-        why = "model.rename and model.outputs do not reach into it" if changed else "it has several signatures"
+        why = "names, outputs and layouts of model do not reach into it" if changed else "it has several signatures"
         raise StepError(
             f"the model is a TFLite file already, which is left as it is: {why}",
             "give the TensorFlow model that the file was made of, or leave this target out",

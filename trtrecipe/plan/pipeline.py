@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from trtrecipe.data.sampling import Sampling
+from trtrecipe.errors import InputError
 from trtrecipe.plan.graph import Graph, RecipePlan, Step, StepOutput, TargetPlan
 from trtrecipe.plan.machine import Machine, rtx_runs_on
 from trtrecipe.plan.samples import sample_sources
@@ -25,6 +26,9 @@ Inputs = dict[str, Source | StepOutput]
 DEFAULT_SAMPLES = 32
 
 BUILDERS = {"host": "onnxruntime", "rtx": "tensorrt-rtx", "jetson": "trtexec"}
+
+_DECIDES_THE_GRAPH = ("format", "signature", "inputs", "dims", "tags", "outputs", "rename")
+"""Parameters of export that say which graph of the source it is, and what that takes and gives."""
 
 
 def build_graph(
@@ -115,6 +119,8 @@ class _Adder:
 
 def _plan_target(shared: _Shared, target: Target, machine: Machine, steps: dict[str, Step]) -> TargetPlan:
     add = _Adder(shared.loaded.recipe.name, target.label, steps)
+    if target.profile.family == "tflite":
+        return _plan_tflite(add, shared, target)
     exported, layers, prepared = _plan_model(add, shared, target)
     lowered, keep = _plan_lower(add, shared, target, prepared, layers)
     judging = shared.judging(target)
@@ -143,6 +149,15 @@ def _plan_target(shared: _Shared, target: Target, machine: Machine, steps: dict[
 
 def _plan_model(add: _Adder, shared: _Shared, target: Target) -> tuple[StepOutput, StepOutput, StepOutput]:
     """fetch, export and prepare; the exported graph, its layers, and the prepared graph."""
+    export = _plan_export(add, shared, target)[2]
+    exported = StepOutput(export, "onnx")
+    without = {"without_passes": _without(shared, prepare.PASSES)}
+    prepared = StepOutput(add.add("prepare", "", {"onnx": exported}, without), "onnx")
+    return exported, StepOutput(export, "layers"), prepared
+
+
+def _plan_export(add: _Adder, shared: _Shared, target: Target) -> tuple[StepOutput, dict[str, Any], str]:
+    """fetch and export; the fetched model, the parameters of export, and its id."""
     model = shared.loaded.recipe.model
     fetched = add.add("fetch", "", {"source": shared.model}, {"format": shared.model_format})
     params = {
@@ -155,11 +170,51 @@ def _plan_model(add: _Adder, shared: _Shared, target: Target) -> tuple[StepOutpu
         "outputs": model.outputs or [],
         "rename": model.rename,
     }
-    export = add.add("export", "", {"model": StepOutput(fetched, "model")}, params)
+    source = StepOutput(fetched, "model")
+    return source, params, add.add("export", "", {"model": source}, params)
+
+
+def _plan_tflite(add: _Adder, shared: _Shared, target: Target) -> TargetPlan:
+    """A TFLite file is made of the source model itself; its ONNX form is what that is judged against.
+
+    Raises InputError where the source is an ONNX model.
+    """
+    loaded, calibration = shared.loaded, shared.loaded.recipe.calibration
+    if shared.model_format == "onnx":
+        raise InputError(
+            [
+                loaded.problem(
+                    ("model", "source"),
+                    f"target {target.id} cannot be made of an ONNX model: TensorFlow's converter makes TFLite files",
+                    "give the SavedModel or Keras file that the ONNX model was made from, or leave this target out",
+                )
+            ]
+        )
+    fetched, given, export = _plan_export(add, shared, target)
     exported = StepOutput(export, "onnx")
-    without = {"without_passes": _without(shared, prepare.PASSES)}
-    prepared = StepOutput(add.add("prepare", "", {"onnx": exported}, without), "onnx")
-    return exported, StepOutput(export, "layers"), prepared
+    judging = shared.judging(target)
+    reference = add.add("reference", "", {"onnx": exported, **shared.judged_on}, judging)
+    inputs: Inputs = {"model": fetched, "onnx": exported}
+    quantizes = target.quantization == "explicit" and shared.model_format != "tflite"
+    if quantizes and calibration is not None and calibration.data is not None:
+        inputs |= sample_sources(loaded, "calibration", Sampling(calibration.samples, calibration.seed))
+    params: dict[str, Any] = {
+        "builder": "tflite",
+        "mode": target.mode,
+        "quantization": target.quantization,
+        "source": {name: given[name] for name in _DECIDES_THE_GRAPH},
+        "source_version": STEPS["export"].VERSION,
+        "preprocess": shared.preprocess if len(inputs) > 2 else {},
+    }
+    engine = StepOutput(add.add("compile", target.label, inputs, params), "engine")
+    built: Inputs = {"onnx": exported, "engine": engine}
+    judged_on: Inputs = {"reference": StepOutput(reference, "outputs"), **shared.judged_on}
+    params = {"runtime": "litert", "evaluates": "engine", "dims": {}, **judging}
+    add.add("verify", target.label, built | judged_on, params)
+    opt = {name: {"opt": span.opt} for name, span in target.dims.items()}
+    add.add("benchmark", target.label, built, {"runtime": "litert", "dims": opt})
+    artifacts = {"preprocessing": StepOutput(reference, "preprocessing"), "engine": engine}
+    return TargetPlan(target, tuple(add.used), artifacts, "engine")
 
 
 def _without(shared: _Shared, passes: Collection[str]) -> list[str]:

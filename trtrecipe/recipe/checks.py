@@ -163,7 +163,7 @@ def _calibration(recipe: Any) -> Iterator[Finding]:
     if _at(recipe, "calibration") is not None:
         return
     for loc, precision, _ in _precisions(recipe):
-        if "int8" in _modes(precision):
+        if "int8" in _modes(precision) and _at(precision, "quantization") != "dynamic":
             hint = (
                 "add calibration: {data: {npz: FILE, arrays: {INPUT: ARRAY}}}, or calibration: {model: true} for a "
                 "model that carries its own scales"

@@ -212,8 +212,10 @@ class Precision(_Closed):
 
     mode: ModeForm = Field(description="Of a list, the fastest that meets the gates is shipped.")
     fallback: Float = Field("fp32", description="Precision of whatever is not quantized (int8 only).")
-    quantization: Literal["explicit", "implicit"] = Field(
-        "explicit", description="Q/DQ nodes, or a calibration table with which TensorRT chooses the layers (int8 only)."
+    quantization: Literal["explicit", "implicit", "dynamic"] = Field(
+        "explicit",
+        description="Q/DQ nodes, or a calibration table with which TensorRT chooses the layers, or weights alone, for "
+        "TFLite (int8 only).",
     )
     keep: list[Keep] = Field(default_factory=list, description="What stays in a higher precision.")
     search: bool = Field(
@@ -236,10 +238,12 @@ class Precision(_Closed):
                     raise ValueError(f"may have {key} only with mode int8, and the mode is {' or '.join(modes)}")
         if self.keep and modes == ("fp32",):
             raise ValueError("may have keep only with mode fp16 or int8: nothing is higher than fp32")
-        if self.quantization == "implicit":
+        if self.quantization != "explicit":
+            who = "TensorRT" if self.quantization == "implicit" else "TensorFlow's converter"
             for key, given in (("keep", self.keep), ("search", self.search)):
                 if given:
-                    raise ValueError(f"cannot have {key} with implicit quantization: TensorRT chooses its layers")
+                    how = f"{self.quantization} quantization"
+                    raise ValueError(f"cannot have {key} with {how}: {who} chooses its layers")
         for entry in self.keep:
             if entry.precision == "fp16" and (self.fallback == "fp32" or modes == ("fp16",)):
                 why = "the fallback is fp32" if "int8" in modes else "the mode is fp16 anyway"

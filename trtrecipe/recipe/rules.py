@@ -102,16 +102,17 @@ def _precision(index: int, written: Any, shared: Any, profile: Profile, dialect:
 
 def _tflite(index: int, written: Any, block: Any, own: bool, shared: Any) -> Iterator[Finding]:
     """What TensorFlow's converter cannot be told."""
-    mode = _at(block, "mode")
-    modes = mode if isinstance(mode, list) else [mode]
-    for key in ("keep", "search"):
+    if _at(block, "quantization") not in (None, "explicit"):
+        return
+    for key, what in (("keep", "keep layers in another precision"), ("search", "search for layers to keep")):
         if _at(block, key):
             at = _place(index, written, *(("precision", key) if own else ("profile",)))
-            message = f"tflite cannot {key} layers: TensorFlow's converter decides by operator what it quantizes"
-            hint = "give this target a precision of its own, without keep and search"
-            yield Finding(at, message, hint, at_key=own and isinstance(written, dict))
-    explicit = "int8" in modes and _at(block, "quantization") != "dynamic"
-    if explicit and _at(shared, "calibration", "table") is not None:
+            message = f"tflite cannot {what}: TensorFlow's converter decides by operator what it quantizes"
+            hint = f"give this target a precision of its own, without {key}"
+            yield Finding(at, message, hint, at_key=own)
+    mode = _at(block, "mode")
+    modes = mode if isinstance(mode, list) else [mode]
+    if "int8" in modes and _at(shared, "calibration", "table") is not None:
         at = _place(index, written, *(("precision", "mode") if own else ("profile",)))
         message = "tflite cannot take its ranges from calibration.table, which is TensorRT's and names ONNX tensors"
         yield Finding(at, message, "give calibration.data, or this target quantization: dynamic")

@@ -13,7 +13,7 @@ NUMERIC = True
 _TOOLS = {
     "onnxruntime": ("onnxruntime",),
     "tensorrt-rtx": ("tensorrt-rtx", "onnx"),
-    "tflite": ("keras", "numpy", "onnx", "tensorflow", "tf-keras", "tf2onnx"),
+    "tflite": ("numpy", "onnx", "tensorflow"),
 }
 
 
@@ -22,7 +22,8 @@ class Params:
     """`dims`: name → {"min", "opt", "max"}. `workspace`: bytes that tactics may use; tensorrt-rtx only, as are dims.
 
     tflite only: `mode` and `quantization` as `Target` has them, `source`: which graph of the source model, as the
-    parameters of export say it, `preprocess` of the samples that ranges are taken from.
+    parameters of export say it, `source_version`: of export, which reads that graph here too, and `preprocess` of the
+    samples that ranges are taken from.
     """
 
     builder: str
@@ -31,14 +32,16 @@ class Params:
     mode: str | None = None
     quantization: str | None = None
     source: dict[str, Any] = field(default_factory=dict)
+    source_version: int | None = None
     preprocess: dict[str, list[Any]] = field(default_factory=dict)
 
 
 def tools(params: Params) -> tuple[str, ...]:
     """The distributions that the engine's bytes depend on."""
-    if params.source.get("format") == "tflite":
+    form = params.source.get("format")
+    if form == "tflite":
         return ()
-    return _TOOLS.get(params.builder, ())
+    return (*_TOOLS.get(params.builder, ()), *(("h5py", "keras", "tf-keras") if form in ("keras", "h5") else ()))
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, Any]:
@@ -79,7 +82,8 @@ def _tflite(params: Params, inputs: Mapping[str, Path], engine: Path) -> list[st
     source = export.Params(**params.source)
     assert params.mode is not None
     if source.format == "tflite":
-        tflite_kind.require(inputs["model"], params.mode, params.quantization, bool(source.rename or source.outputs))
+        changed = source.rename or source.outputs or any(given.get("layout") for given in source.inputs.values())
+        tflite_kind.require(inputs["model"], params.mode, params.quantization, bool(changed))
         engine.write_bytes(inputs["model"].read_bytes())
         return ["the model is a TFLite file already, which is left as it is"]
     graph = interface(files.load(inputs["onnx"]))
