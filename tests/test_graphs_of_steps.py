@@ -88,6 +88,7 @@ ALLOWED = {
     "engines": {"data", "graphs"},
     "graphs": set(),
     "data": {"graphs"},
+    "device": {"targets"},
 }
 
 

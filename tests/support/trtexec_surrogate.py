@@ -218,7 +218,7 @@ def engine(path, options, table, faults):
                     }
         rtx_build.build(model, Path(path), dims, options.get("workspace"))
         return
-    version = [int(part) for part in (table["tensorrt"].split(".") + ["0", "0", "0"])[:4]]
+    version = [int(part) for part in (table["tensorrt"] + ".0.0.0").split(".")[:4]]
     head = b"ftrt" + struct.pack("<I", 0) + bytes(16) + bytes(version) if version[0] > 8 else b""
     meaning = {flag: value for flag, value in options.items() if flag not in ("--onnx", "--saveEngine")}
     body = b"SURROGATE ENGINE\n" + json.dumps(meaning, sort_keys=True).encode() + b"\n" + os.urandom(8).hex().encode()
