@@ -29,7 +29,7 @@ from trtrecipe.targets.trtexec import attempts
 SOURCE = (Path(__file__).parent.parent / "trtrecipe" / "device" / "agent.py").read_bytes()
 PYTHONS = {"3.6": "3.6.*", "3.8": "3.8.*"}
 KEY = "ab" * 32
-POINTS = int(os.environ.get("TRTRECIPE_DROP_POINTS", "5"))
+POINTS = int(os.environ.get("TRTRECIPE_DROP_POINTS", "4"))
 
 
 def python(version: str) -> str:
@@ -110,9 +110,12 @@ class Device:
         return self.end(self.start(request, payload))[-1]
 
     def put(self, data: bytes) -> str:
-        digest = sha256(data)
-        self.ask({"op": "receive", "sha256": digest, "size": len(data)}, data)
-        return digest
+        """As if it had been received."""
+        stored = self.cache / "cas" / sha256(data)
+        stored.parent.mkdir(parents=True, exist_ok=True)
+        stored.unlink(missing_ok=True)
+        stored.write_bytes(data)
+        return stored.name
 
     def request(self, data: bytes | None = None, spec: BuildSpec = SPEC, **more: Any) -> dict[str, Any]:
         """A build of the model, which is staged."""
@@ -153,8 +156,12 @@ def device(tmp_path: Path) -> Iterator[Device]:
     for child in made.children:
         if child.poll() is None:
             child.kill()
-        child.communicate()
-    made.ask({"op": "cancel", "key": KEY})
+        child.wait()
+        for stream in (child.stdout, child.stderr):
+            if stream is not None:
+                stream.close()
+    if len(made.calls()) > len(made.calls("end")):
+        made.ask({"op": "cancel", "key": KEY})
 
 
 def alive(pid: int) -> bool:
@@ -195,8 +202,9 @@ def test_a_whole_build_under_a_jetpacks_python(version: str, tmp_path: Path) -> 
     data = model()
     entry = {"sha256": sha256(data), "size": len(data)}
     assert made.ask({"op": "stage", "files": [entry]})["missing"] == [{**entry, "offset": 0}]
-    request = made.request(data)
+    assert made.ask({"op": "receive", **entry}, data)["sha256"] == entry["sha256"]
     assert made.ask({"op": "stage", "files": [entry]})["missing"] == []
+    request = made.request(data)
     made.faults(seconds=0.3)
     events = made.end(made.start(request))
     result = events[-1]
@@ -470,7 +478,7 @@ def test_a_connection_dropped_at_any_point_costs_no_second_build(device: Device)
         child.stdout = None
         time.sleep(point * 1.2 / POINTS)
         child.kill()
-        child.communicate()
+        child.wait()
         began = len(device.calls())
         assert device.ask(device.request(key=key))["ok"]
         assert len(device.calls()) == point + 1 >= began
@@ -498,11 +506,11 @@ def test_a_failure_while_nobody_listens_is_told_to_the_next(device: Device) -> N
 
 def test_builds_of_one_device_never_overlap(device: Device) -> None:
     device.faults(seconds=0.3)
-    requests = [device.request(key=f"{number:064x}") for number in range(4)]
+    requests = [device.request(key=f"{number:064x}") for number in range(3)]
     for child in [device.start(request) for request in requests]:
         assert device.end(child)[-1]["ok"]
     spans = sorted(zip((c["time"] for c in device.calls()), (c["time"] for c in device.calls("end")), strict=True))
-    assert len(spans) == 4
+    assert len(spans) == 3
     assert all(ended <= began for (_, ended), (began, _) in itertools.pairwise(spans))
 
 

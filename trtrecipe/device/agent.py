@@ -586,7 +586,7 @@ def follow(job: str, every: float) -> Optional[Json]:
             if progress is not None and (progress != seen or time.time() - said >= every):
                 seen, said = progress, time.time()
                 say("progress", **progress)
-            time.sleep(0.1)
+            time.sleep(0.05)
     finally:
         os.close(handle)
 
