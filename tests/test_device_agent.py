@@ -25,6 +25,7 @@ from support import trtexec_surrogate
 
 from trtrecipe.targets.buildspec import MIB, BuildSpec, Shapes
 from trtrecipe.targets.trtexec import attempts
+from trtrecipe.targets.trtexec_run import RunSpec, run_arguments
 
 SOURCE = (Path(__file__).parent.parent / "trtrecipe" / "device" / "agent.py").read_bytes()
 PYTHONS = {"3.6": "3.6.*", "3.8": "3.8.*"}
@@ -599,3 +600,16 @@ def test_a_real_engine_where_tensorrt_for_rtx_is_installed(device: Device) -> No
     assert result["ok"], result["log"]
     assert b"SURROGATE" not in device.stored(result["outputs"]["engine"]["sha256"])
     assert onnx.load_from_string(model()).graph.node[0].op_type == "Relu"
+
+
+def test_the_surrogates_engine_runs_as_its_network_does(device: Device) -> None:
+    engine = device.folder / "model.engine"
+    engine.write_bytes(device.stored(device.ask(device.request())["outputs"]["engine"]["sha256"]))
+    samples = np.arange(-8, 8, dtype=np.float32).reshape(4, 4)
+    samples.tofile(device.folder / "x.bin")
+    spec = RunSpec("model.engine", {"x": (4, 4)}, {"x": "x.bin"}, output="out.json", times="times.json", iterations=7)
+    subprocess.run([device.trtexec, *run_arguments(spec, "8.5.2")], cwd=device.folder, check=True, capture_output=True)
+    (output,) = json.loads((device.folder / "out.json").read_text())
+    assert (output["name"], output["dimensions"]) == ("y", "4x4")
+    assert output["values"] == np.maximum(samples, 0).flatten().tolist()
+    assert len(json.loads((device.folder / "times.json").read_text())) == 7

@@ -20,6 +20,7 @@ from trtrecipe.errors import InputError
 from trtrecipe.targets.buildspec import MIB, BuildSpec, Dla, Shapes
 from trtrecipe.targets.catalog import load_catalog
 from trtrecipe.targets.trtexec import LONGEST_ARGUMENT, arguments, attempts, record, records
+from trtrecipe.targets.trtexec_run import RunSpec, run_arguments
 
 RELEASES = ["8.0", "8.2", "8.4", "8.5", "8.6", "10.3", "10.13", "10.16", "11.0", "11.1"]
 PLAIN = BuildSpec("model.onnx", "model.engine", 1 << 30, "fp16")
@@ -326,3 +327,77 @@ def test_the_data_is_what_the_script_makes(tmp_path: Path) -> None:
     assert [dict(raw, sources=[]) for raw in made["releases"]] == [
         {**dataclasses.asdict(known), "sources": [], "deprecated": list(known.deprecated)} for known in records()
     ]
+
+
+RUN_PATHS = st.sampled_from(["x.json", "with space.json", "été.json"])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    spec=st.builds(
+        RunSpec,
+        engine=PATHS,
+        shapes=st.dictionaries(NAMES, st.lists(st.integers(1, 99), min_size=1, max_size=3).map(tuple), max_size=2),
+        inputs=st.dictionaries(NAMES, RUN_PATHS, max_size=2),
+        iterations=st.integers(1, 1000),
+        seconds=st.integers(0, 9),
+        warm_up=st.integers(0, 999),
+        data_transfers=st.booleans(),
+        spin_wait=st.booleans(),
+        cuda_graph=st.booleans(),
+        dla_core=optional(st.integers(0, 1)),
+        plugins=st.lists(PATHS, unique=True, max_size=2).map(tuple),
+        profile=optional(RUN_PATHS),
+        times=optional(RUN_PATHS),
+        output=optional(RUN_PATHS),
+        layer_info=optional(RUN_PATHS),
+    ),
+    release=st.sampled_from(RELEASES),
+)
+def test_a_run_means_what_its_spec_says(spec: RunSpec, release: str) -> None:
+    eleven = release.startswith("11")
+    lacking = (spec.dla_core is not None and release not in RELEASES[:6]) or (spec.layer_info and release == "8.0")
+    if lacking:
+        with pytest.raises(InputError, match="cannot take"):
+            run_arguments(spec, release)
+        return
+    argv = run_arguments(spec, release)
+    assert not set(record(release).deprecated) & {argument.partition("=")[0] for argument in argv}
+    found = trtexec_surrogate.parse(argv, table(release))
+    assert found.pop("--loadEngine") == spec.engine
+    assert found.pop("--shapes", {}) == {name: list(shape) for name, shape in spec.shapes.items()}
+    assert found.pop("--loadInputs", {}) == spec.inputs
+    times = [found.pop(flag) for flag in ("--iterations", "--duration", "--warmUp")]
+    assert times == [str(spec.iterations), str(spec.seconds), str(spec.warm_up)]
+    plugins = found.pop("--plugins" if release in RELEASES[:4] else "--staticPlugins", [])
+    assert plugins == list(spec.plugins)
+    assert found.pop("--useDLACore", None) == spec.dla_core
+    exports = [found.pop(f"--export{what}", None) for what in ("Profile", "Times", "Output", "LayerInfo")]
+    assert exports == [spec.profile, spec.times, spec.output, spec.layer_info]
+    found.pop("--includeDataTransfers", None), found.pop("--noDataTransfers", None)
+    expected_switches = {
+        "--noSpinWait": eleven and not spec.spin_wait,
+        "--noCudaGraph": eleven and not spec.cuda_graph,
+        "--useSpinWait": not eleven and spec.spin_wait,
+        "--useCudaGraph": not eleven and spec.cuda_graph,
+        "--separateProfileRun": not eleven and spec.profile is not None,
+    }
+    assert found == {flag: True for flag, yes in expected_switches.items() if yes}
+    assert ("--includeDataTransfers" in argv) == (eleven and spec.data_transfers)
+    assert ("--noDataTransfers" in argv) == (not eleven and not spec.data_transfers)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"inputs": {"x": "c:/a"}}, "cannot read a file called"),
+        ({"inputs": {"x,y": "a"}}, "a name with ','"),
+        ({"shapes": {"x": ()}}, "sizes must be at least 1"),
+        ({"iterations": 0}, "at least one iteration"),
+        ({"dla_core": -1}, "DLA core -1"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        run_arguments(RunSpec("model.engine", **change), "8.5.2")
+    assert message in str(caught.value)

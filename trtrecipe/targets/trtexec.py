@@ -72,10 +72,14 @@ def arguments(spec: BuildSpec, tensorrt: str) -> list[str]:
     """The arguments after `trtexec` that build `spec` with TensorRT `tensorrt`. Raises `InputError`."""
     check(spec)
     release = record(tensorrt)
-    problems = [*_unsaid(spec, release), *_unreadable(spec)]
+    problems = [*_unsaid(spec, release), *unreadable("input", spec.shapes), *unreadable("layer", spec.layers)]
     if problems:
         raise InputError(problems)
-    found = list(_arguments(spec, release))
+    return fitting(list(_arguments(spec, release)))
+
+
+def fitting(found: list[str]) -> list[str]:
+    """The arguments themselves; raises `InputError` for one that a command line cannot hold."""
     for argument in found:
         if len(argument.encode()) > LONGEST_ARGUMENT:
             flag = argument.partition("=")[0]
@@ -127,18 +131,19 @@ def _asked(spec: BuildSpec) -> Iterator[tuple[bool, str, Can, str | None]]:
 def _unsaid(spec: BuildSpec, release: Record) -> Iterator[Problem]:
     for asked, what, can, instead in _asked(spec):
         if asked and not can(release.means):
-            yield _lacks(release, what, [known for known in records() if can(known.means)], instead)
+            yield lacks(release, what, [known for known in records() if can(known.means)], instead)
     level = spec.hardware_compatibility
     if level is not None and release.means["hardware_compatibility"]:
         having = [known for known in records() if level in known.values.get("--hardwareCompatibilityLevel", ())]
         if release not in having:
-            yield _lacks(release, f"hardware compatibility {level!r}", having, None)
+            yield lacks(release, f"hardware compatibility {level!r}", having, None)
     names = release.means["verbosity"]["names"]
     if spec.verbosity is not None and spec.verbosity not in names:
         yield Problem(f"verbosity {spec.verbosity!r} is none of {', '.join(names)}")
 
 
-def _lacks(release: Record, what: str, having: list[Record], instead: str | None) -> Problem:
+def lacks(release: Record, what: str, having: list[Record], instead: str | None) -> Problem:
+    """A release has no way to say `what`; `having` do, oldest first."""
     names = [known.tensorrt for known in having]
     if not names:
         return Problem(f"no release's trtexec takes {what}", hint=instead)
@@ -149,14 +154,13 @@ def _lacks(release: Record, what: str, having: list[Record], instead: str | None
     return Problem(f"trtexec of TensorRT {release.tensorrt} cannot take {what}: {message}", hint=instead)
 
 
-def _unreadable(spec: BuildSpec) -> Iterator[Problem]:
+def unreadable(kind: str, names: Iterable[str]) -> Iterator[Problem]:
     """Names that trtexec's parser would read as something else."""
-    for kind, names in (("input", spec.shapes), ("layer", spec.layers)):
-        for name in names:
-            bad = [char for char in ",'*\0" if char in name]
-            if bad or not name:
-                what = f"a name with {' and '.join(map(repr, bad))}" if bad else "an empty name"
-                yield Problem(f"{kind} {name!r}: trtexec cannot be told of {what}", hint=f"rename the {kind}")
+    for name in names:
+        bad = [char for char in ",'*\0" if char in name]
+        if bad or not name:
+            what = f"a name with {' and '.join(map(repr, bad))}" if bad else "an empty name"
+            yield Problem(f"{kind} {name!r}: trtexec cannot be told of {what}", hint=f"rename the {kind}")
 
 
 def _arguments(spec: BuildSpec, release: Record) -> Iterator[str]:
@@ -176,11 +180,11 @@ def _arguments(spec: BuildSpec, release: Record) -> Iterator[str]:
     if spec.table is not None:
         yield f"{means['calibration_table']}={spec.table}"
     if spec.layers:
-        yield f"{means['layer_precisions']}={_pairs(spec.layers.items())}"
+        yield f"{means['layer_precisions']}={pairs(spec.layers.items())}"
         yield f"{means['precision_constraints']}={'obey' if spec.obey else 'prefer'}"
     if spec.shapes:
         for end, flag in means["shapes"].items():
-            yield f"{flag}={_pairs((name, 'x'.join(map(str, getattr(s, end)))) for name, s in spec.shapes.items())}"
+            yield f"{flag}={pairs((name, 'x'.join(map(str, getattr(s, end)))) for name, s in spec.shapes.items())}"
     if spec.timing_cache is not None:
         yield f"{means['timing_cache']}={spec.timing_cache}"
     if spec.error_on_timing_cache_miss:
@@ -211,7 +215,8 @@ def _rest(spec: BuildSpec, means: Mapping[str, Any]) -> Iterator[str]:
         yield means["verbose"]
 
 
-def _pairs(items: Iterable[tuple[str, str]]) -> str:
+def pairs(items: Iterable[tuple[str, str]]) -> str:
+    """A list of names with values, as trtexec reads it."""
     return ",".join(f"{name}:{value}" for name, value in items)
 
 
