@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import itertools
 import json
@@ -23,19 +24,20 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from support import trtexec_surrogate
 
+from trtrecipe.device import agent
 from trtrecipe.targets.buildspec import MIB, BuildSpec, Shapes
 from trtrecipe.targets.trtexec import attempts
 from trtrecipe.targets.trtexec_run import RunSpec, run_arguments
 
 SOURCE = (Path(__file__).parent.parent / "trtrecipe" / "device" / "agent.py").read_bytes()
-PYTHONS = {"3.6": "3.6.*", "3.8": "3.8.*"}
+PYTHONS = ("3.6", "3.8", "3.10", "3.12")  # of JetPack 4, 5, 6 and 7
 KEY = "ab" * 32
 POINTS = int(os.environ.get("TRTRECIPE_DROP_POINTS", "4"))
 
 
 def python(version: str) -> str:
     """An interpreter of that version, as pyenv keeps it."""
-    found = sorted(Path.home().glob(f".pyenv/versions/{PYTHONS[version]}/bin/python3"))
+    found = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python3"))
     if not found:
         pytest.skip(f"no Python {version} under ~/.pyenv/versions")
     return str(found[-1])
@@ -89,7 +91,9 @@ class Device:
 
     def start(self, request: dict[str, Any], payload: bytes = b"") -> subprocess.Popen[bytes]:
         command = [self.python, "-c", f"import sys;exec(sys.stdin.buffer.read({len(SOURCE)}))"]
-        child = subprocess.Popen(command, stdin=-1, stdout=-1, stderr=-1, cwd="/", env={"PATH": os.environ["PATH"]})
+        child = subprocess.Popen(
+            command, stdin=-1, stdout=-1, stderr=-1, cwd="/", env={"PATH": os.environ["PATH"]}, start_new_session=True
+        )
         assert child.stdin is not None
         line = json.dumps({"cache": str(self.cache), **request}).encode() + b"\n"
         with contextlib.suppress(BrokenPipeError):  # an error may come before the payload is taken
@@ -280,6 +284,32 @@ def test_probe_reads_what_an_l4t_shows(device: Device) -> None:
     assert found["packages"] == {"libnvinfer-bin": "8.5.2-1+cuda11.4", "nvidia-jetpack": "5.1.2-b104"}
 
 
+@pytest.mark.parametrize(
+    ("line", "layer"),
+    [
+        ("[07/31/2022-10:41:46] [V] [TRT] --------------- Timing Runner: Conv_42 (CaskConvolution)", "Conv_42"),
+        ("[V] [TRT] --------------- Timing Runner: {ForeignNode[a...b]} (Myelin[0x80000023])", "{ForeignNode[a...b]}"),
+        (
+            "[V] [TRT] --------------- Timing Runner: (Unnamed Layer* 6) [Fully Connected] (CaskFullyConnected)",
+            "(Unnamed Layer* 6) [Fully Connected]",
+        ),
+        (
+            "[V] [TRT] --------------- Timing Runner: PWN(PWN(a + (Unnamed Layer* 2) [Shuffle], b), c) (PointWise)",
+            "PWN(PWN(a + (Unnamed Layer* 2) [Shuffle], b), c)",
+        ),
+        (
+            "[V] [TRT] --------------- Timing Runner: Optimizer Reformat(<in> -> (Unnamed Layer* 689) [Shuffle]_output)"
+            " (Reformat)",
+            "Optimizer Reformat(<in> -> (Unnamed Layer* 689) [Shuffle]_output)",
+        ),
+    ],
+)
+def test_the_layer_that_is_timed_is_read_from_the_log(line: str, layer: str) -> None:
+    """Lines as they are quoted in public reports of 8.x and 10.x builds."""
+    found = agent.TIMING.search(line)
+    assert found is not None and found.group(1) == layer
+
+
 def test_probe_without_packages_reads_the_header(device: Device) -> None:
     root = device.folder / "root"
     header = root / "usr/include/aarch64-linux-gnu/NvInferVersion.h"
@@ -392,9 +422,13 @@ def test_a_build_that_never_fits_fails_for_memory(device: Device) -> None:
 
 
 def test_a_tactic_skipped_for_memory_is_no_failure(device: Device) -> None:
+    """Nor does it make another failure one of memory."""
     device.faults(memory=1 << 40)
     result = device.ask(device.request())
     assert result["ok"] and len(result["attempts"]) == 1
+    device.faults(memory=1 << 40, fail="[TRT] something else")
+    result = device.ask(device.request(fresh=True))
+    assert result["reason"] == "trtexec" and len(result["attempts"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -461,7 +495,7 @@ def test_a_build_outlives_the_connection_and_is_collected(device: Device, end: s
     device.faults(seconds=0.5)
     child = device.start(device.request())
     wait_for(device.calls)
-    child.send_signal(end)
+    os.killpg(child.pid, end)
     child.wait()
     result = device.ask(device.request())
     assert result["ok"] and result["collected"]
@@ -519,16 +553,39 @@ def test_a_runner_that_is_killed_leaves_no_trtexec_behind(device: Device) -> Non
     device.faults(hang=True)
     child = device.start(device.request())
     job = device.cache / "jobs" / KEY
-    wait_for(lambda: device.calls() and "trtexec" in json.loads((job / "state.json").read_text()))
+    wait_for(lambda: device.calls("hang"))
     state = json.loads((job / "state.json").read_text())
     os.kill(state["runner"], signal.SIGKILL)
     assert device.end(child)[-1]["reason"] == "died"
     assert alive(state["trtexec"])
+    with (device.folder / "device.lock").open() as lock, pytest.raises(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     # The orphan still holds the device; another build ends it and goes on.
     device.faults()
     result = device.ask(device.request(key="cd" * 32))
     assert result["ok"]
     assert not alive(state["trtexec"])
+
+
+def test_who_waits_for_the_device_is_told(device: Device) -> None:
+    device.faults(seconds=0.5)
+    first = device.start(device.request())
+    wait_for(device.calls)
+    events = device.end(device.start(device.request(key="cd" * 32)))
+    assert [event["doing"] for event in events[:-1]][:2] == ["waiting for the device", "building"]
+    assert events[-1]["ok"] and events[-1]["waited"] > 0
+    assert device.end(first)[-1]["ok"]
+
+
+def test_a_file_is_sent_by_one_connection_at_a_time(device: Device) -> None:
+    data = os.urandom(1000)
+    entry = {"sha256": sha256(data), "size": len(data)}
+    incoming = Path(device.ask({"op": "stage", "files": [entry]})["incoming"]) / entry["sha256"]
+    with incoming.open("wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert device.ask({"op": "receive", **entry}, data)["reason"] == "busy"
+        assert device.ask({"op": "gc"})["removed"] == 0
+    assert device.ask({"op": "receive", **entry}, data)["sha256"] == entry["sha256"]
 
 
 def test_a_build_can_be_cancelled(device: Device) -> None:

@@ -138,6 +138,12 @@ def number(tensorrt):
     return major * (1000 if major < 10 else 10000) + minor * 100 + patch
 
 
+def note(event):
+    with open(os.path.abspath(__file__) + ".calls.jsonl", "a") as calls:
+        call = {"event": event, "pid": os.getpid(), "time": time.time(), "argv": sys.argv[1:]}
+        calls.write(json.dumps(call) + "\n")
+
+
 def log(severity, text):
     stamp = time.strftime("[%m/%d/%Y-%H:%M:%S]")
     out = sys.stdout if severity in "IV" else sys.stderr
@@ -251,6 +257,7 @@ def build(options, table, faults):
             )
     if "memory" in faults:
         log("W", "[TRT] Tactic Device request: 900MB Available: 500MB. Device memory is insufficient to use tactic.")
+        log("W", "[TRT] Skipping tactic 3 due to insufficient memory on requested size of 900 (out of memory).")
     seconds = faults.get("seconds", 0)
     for name in network[0]:
         if options.get("--verbose"):
@@ -265,6 +272,7 @@ def build(options, table, faults):
         raise Refused(faults["fail"])
     if faults.get("hang"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        note("hang")
         while True:
             time.sleep(1)
     if "--timingCacheFile" in options:
@@ -329,11 +337,6 @@ def main():
     if os.path.exists(here + ".faults.json"):
         with open(here + ".faults.json") as source:
             faults = json.load(source)
-
-    def note(event):
-        with open(here + ".calls.jsonl", "a") as calls:
-            calls.write(json.dumps({"event": event, "pid": os.getpid(), "time": time.time(), "argv": sys.argv[1:]}))
-            calls.write("\n")
 
     version = faults.get("banner", number(TABLE["tensorrt"]))
     banner = "&&&& {} TensorRT.trtexec [TensorRT v" + str(version) + "] # " + " ".join(sys.argv)

@@ -198,10 +198,11 @@ def open_device_lock(path: str) -> int:
 
 
 def started_at(pid: int) -> Optional[str]:
-    """When a process began, in ticks since boot: with its number it names one process for good. None: it is gone."""
+    """When a process began, by boot and ticks: with its number it names one process for good. None: it is gone."""
     text = read_text("/proc/{}/stat".format(pid))
     fields = text.rpartition(")")[2].split() if text else []
-    return fields[19] if len(fields) > 19 and fields[0] not in "ZX" else None
+    boot = (read_text("/proc/sys/kernel/random/boot_id") or "").strip()
+    return "{} {}".format(boot, fields[19]) if len(fields) > 19 and fields[0] not in "ZX" else None
 
 
 def kill_group(state: Json) -> None:
