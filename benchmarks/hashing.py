@@ -119,9 +119,9 @@ def _read(file: Path) -> None:
 
 def _digest_samples(file: Path) -> None:
     from trtrecipe.data.sampling import Sampling
-    from trtrecipe.data.sources import digest_samples
+    from trtrecipe.data.sources import ArrayData, digest_samples
 
-    digest_samples(file, None, Sampling(None, 0))
+    digest_samples(ArrayData(file, None), Sampling(None, 0))
 
 
 def _sha256_file(file: Path) -> None:

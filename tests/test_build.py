@@ -116,7 +116,7 @@ def test_calibration_memory_limits_the_step_and_is_no_part_of_its_key(
     assert code == 0 and "calibrate" in ran(document)
     [step] = [step for step in document["targets"][0]["steps"] if step["kind"] == "calibrate"]
     record = store_of_test(tmp_path).lookup(step["key"])
-    assert isinstance(record, Record) and record.measurements["passes"] == 2
+    assert isinstance(record, Record) and record.measurements["passes"] == 3
 
 
 def test_one_calibration_value(project: Project, command: Command) -> None:

@@ -19,7 +19,7 @@ from trtrecipe.cli.app import run
 from trtrecipe.digest import sha256_json
 from trtrecipe.recipe.schema import recipe_schema
 
-COMMANDS = ("validate", "show", "plan", "build", "explain", "schema", "doctor", "devices", "cache")
+COMMANDS = ("validate", "show", "plan", "build", "explain", "inspect", "schema", "doctor", "devices", "cache")
 HEAVY = ("numpy", "onnx", "onnxruntime", "tensorflow", "tensorrt_rtx", "rich")
 
 

@@ -158,7 +158,7 @@ def test_shared_dimension_has_one_size(tmp_path: Path) -> None:
 def test_document_spells_out_the_contract() -> None:
     both = graph(TensorSpec("image", "float16", ("batch", 2, 3)), TensorSpec("ids", "int64", ("batch", 4)))
     assert json.loads(preprocess.document(both, {"image": SCALE})) == {
-        "schema": "trtrecipe/preprocessing/v1",
+        "schema": "trtrecipe/preprocessing/v2",
         "inputs": {
             "image": {
                 "dtype": "float16",

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trtrecipe.data.sampling import Sampling, select
-from trtrecipe.data.sources import DataError, digest_samples, write_samples
+from trtrecipe.data.errors import DataError
+from trtrecipe.data.sources import ArrayData, digest_samples, write_samples
 from trtrecipe.digest import sha256_file
 from trtrecipe.errors import InputError, Problem
 from trtrecipe.plan.sources import ModelSource, SampleSource, digest_sources, source_digest
@@ -67,12 +68,13 @@ def test_samples_arrive_as_numpy_reads_them(array: Any, sampling: Sampling, form
     else:
         with path.open("wb") as file:
             (np.savez if form == "npz" else np.savez_compressed)(file, x=array, other=np.zeros(9))
+    data = ArrayData(path, None if form == "npy" else "x")
     out = tmp_path / "out.npy"
-    digest = write_samples(path, None if form == "npy" else "x", sampling, out)
+    digest = write_samples(data, sampling, out)
     read = np.load(out)
     expected = array[select(5, sampling)]
     assert read.dtype == array.dtype and read.shape == expected.shape and (read == expected).all()
-    assert digest == sha256_file(out) == digest_samples(path, None if form == "npy" else "x", sampling)
+    assert digest == sha256_file(out) == digest_samples(data, sampling)
     canonical = io.BytesIO()
     np.save(canonical, np.ascontiguousarray(expected))
     assert out.read_bytes() == canonical.getvalue()
@@ -85,13 +87,13 @@ def _npz(path: Path, **arrays: Any) -> Path:
 
 def test_only_the_samples_used_count(tmp_path: Path) -> None:
     array = np.arange(40.0).reshape(10, 4)
-    before = digest_samples(_npz(tmp_path / "a.npz", x=array), "x", Sampling(4, 3))
+    before = digest_samples(ArrayData(_npz(tmp_path / "a.npz", x=array), "x"), Sampling(4, 3))
     chosen = select(10, Sampling(4, 3))
     unused = next(index for index in range(10) if index not in chosen)
     array[unused] += 1
-    assert digest_samples(_npz(tmp_path / "b.npz", x=array, y=array), "x", Sampling(4, 3)) == before
+    assert digest_samples(ArrayData(_npz(tmp_path / "b.npz", x=array, y=array), "x"), Sampling(4, 3)) == before
     array[chosen[0]] += 1
-    assert digest_samples(_npz(tmp_path / "c.npz", x=array), "x", Sampling(4, 3)) != before
+    assert digest_samples(ArrayData(_npz(tmp_path / "c.npz", x=array), "x"), Sampling(4, 3)) != before
 
 
 def _cut(path: Path, size: int) -> Path:
@@ -179,7 +181,7 @@ def test_bad_data_is_named(case: str, tmp_path: Path) -> None:
     make, message, hint = BAD[case]
     path, member = make(tmp_path)
     with pytest.raises(DataError) as caught:
-        digest_samples(path, member, Sampling(9, 0) if case == "too few" else ALL)
+        digest_samples(ArrayData(path, member), Sampling(9, 0) if case == "too few" else ALL)
     assert message in caught.value.message
     assert hint in (caught.value.hint or "")
 
@@ -194,7 +196,7 @@ def test_any_bytes_are_read_or_refused(data: bytes) -> None:
             path.write_bytes(content)
             for member in (None, "x"):
                 with pytest.raises(DataError):
-                    digest_samples(path, member, ALL)
+                    digest_samples(ArrayData(path, member), ALL)
 
 
 def test_a_fortran_array_with_a_long_header_is_read(tmp_path: Path) -> None:
@@ -202,8 +204,9 @@ def test_a_fortran_array_with_a_long_header_is_read(tmp_path: Path) -> None:
     padded = f"(4, {' ' * 20000}3)"
     path = _written(tmp_path / "d.npy", _header(padded, "<i2", True, array.tobytes("F")))
     archive = _zip(tmp_path / "d.npz", path.read_bytes(), zipfile.ZIP_DEFLATED)
-    plain = digest_samples(_npy(tmp_path / "plain.npy", array), None, Sampling(2, 0))
-    assert digest_samples(path, None, Sampling(2, 0)) == plain == digest_samples(archive, "x", Sampling(2, 0))
+    plain = digest_samples(ArrayData(_npy(tmp_path / "plain.npy", array), None), Sampling(2, 0))
+    assert digest_samples(ArrayData(path, None), Sampling(2, 0)) == plain
+    assert digest_samples(ArrayData(archive, "x"), Sampling(2, 0)) == plain
 
 
 def test_the_digest_of_a_model_folder_is_refused_for_what_cannot_be_named(tmp_path: Path) -> None:
@@ -237,8 +240,8 @@ def test_rows_of_another_stream_do_not_count(tmp_path: Path, monkeypatch: pytest
             parts.append(part)
             return "0" * 64
 
-    source = SampleSource(tmp_path / "x.npy", None, ALL, Problem(""), Problem(""))
+    source = SampleSource(ArrayData(tmp_path / "x.npy", None), ALL, Problem(""), Problem(""))
     source_digest(source, Recorder())  # type: ignore[arg-type]  # stands for a StatCache
-    monkeypatch.setattr("trtrecipe.plan.sources.STREAM", 2)
+    monkeypatch.setattr("trtrecipe.plan.sources.STREAM", 99)
     source_digest(source, Recorder())  # type: ignore[arg-type]  # stands for a StatCache
     assert len(set(parts)) == 2

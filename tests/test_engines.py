@@ -43,19 +43,19 @@ def net() -> onnx.ModelProto:
         node("Relu", ["m"], ["r3"], "relu3"),
         node("Gemm", ["r3", "g"], ["y"], "gemm", transB=1),
     ]
-    constants = [weights("w1", 8, 3, 3, 3), weights("b1", 8), weights("w2", 8, 8, 3, 3), weights("fc", 8, 10)]
+    constants = [weights("w1", 16, 3, 3, 3), weights("b1", 16), weights("w2", 16, 16, 3, 3), weights("fc", 16, 24)]
     graph = helper.make_graph(
         nodes,
         "graph",
         [value("x", TensorProto.FLOAT, ["batch", 3, 16, 16])],
-        [value("y", TensorProto.FLOAT, ["batch", 4])],
-        [*constants, weights("g", 4, 10)],
+        [value("y", TensorProto.FLOAT, ["batch", 16])],
+        [*constants, weights("g", 16, 24)],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
 
 
 def variants() -> dict[str, onnx.ModelProto]:
-    quantized, _ = insert_qdq(net(), {"x": 3.0, "r1": 4.0, "f": 2.0, "r3": 2.0})
+    quantized, _ = insert_qdq(net(), {"x": 3.0, "r1": 4.0, "r2": 4.0, "f": 2.0, "r3": 2.0})
     return {"fp32": net(), "fp16": to_float16(net())[0], "int8": quantized, "int8-fp16": to_float16(quantized)[0]}
 
 

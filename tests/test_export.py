@@ -117,8 +117,8 @@ def test_sizes_that_contradict_the_graph(tmp_path: Path) -> None:
         ('<ir_version: 8, opset_import: ["" : 13, "com.acme" : 1]> g (float[2] x) => (float[2] y) '
          "{ y = com.acme.Fancy(x) }", r"com\.acme\.Fancy y"),
         (HEAD + "g (float[2] x) => (float[2] y) { y = Gelu(x) }", "Gelu y"),
-        (HEAD + "g (float[2] x) => (float[2] y) <float s = {0.1}, int8 z = {0}> "
-         "{ q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z) }", "quantized already"),
+        (HEAD + "g (float[2] x) => (uint8[2] y, float s, uint8 z) { y, s, z = DynamicQuantizeLinear(x) }",
+         "compute on integers"),
         (HEAD + "g (float[2] x) => (float[2] y) <float r = {0.5}, bool t = {1}> { y = Dropout(x, r, t) }",
          "training mode"),
         (HEAD + "g (float[2] x) => (float[2] y) <float r = {0.5}> "
@@ -317,12 +317,12 @@ def test_operators_that_have_no_conversion_are_named(tmp_path: Path, monkeypatch
     import tensorflow as tf
 
     def serve(x: Any) -> dict[str, Any]:
-        return {"y": tf.quantization.fake_quant_with_min_max_args(x, -1, 1, narrow_range=True, name="fq")}
+        return {"y": tf.math.lgamma(x, name="lg")}
 
     source = _saved_model(tmp_path / "m", serve, tf.TensorSpec([1, 4], name="x"))
     convert, opsets = from_tensorflow._convert, []
     monkeypatch.setattr(from_tensorflow, "_convert", lambda *given: opsets.append(given[2]) or convert(*given))
-    with pytest.raises(StepError, match="no conversion for these operators:\n  FakeQuantWithMinMaxArgs fq"):
+    with pytest.raises(StepError, match="no conversion for these operators:\n  Lgamma lg"):
         _from_tensorflow(source, tmp_path / "o")
     assert opsets == [13, 18]  # what neither has is not tried in between
 

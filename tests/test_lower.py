@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,8 @@ import pytest
 from onnx import parser
 
 from trtrecipe.errors import StepError
+from trtrecipe.graphs import keep, layers
+from trtrecipe.graphs.canonical import canonical
 from trtrecipe.steps import lower
 from trtrecipe.targets.catalog import load_catalog
 
@@ -21,9 +25,16 @@ PLAIN = HEAD + "g (float[N,3] x) => (float[N,3] y) { a = Relu(x) y = Sigmoid(a) 
 
 def _lower(text: str, folder: Path, **params: object) -> onnx.ModelProto:
     (folder / "in.onnx").write_bytes(parser.parse_model(text).SerializeToString())
-    values = {"dialect": "ort", "opset_max": 21, **params}
-    lower.run(lower.Params(**values), {"onnx": folder / "in.onnx"}, folder)  # type: ignore[arg-type]
+    _run_step(folder, **params)
     return onnx.load(folder / "model.onnx")
+
+
+def _run_step(folder: Path, found: Mapping[str, list[str]] = MappingProxyType({}), **params: object) -> list[str]:
+    """Lower in.onnx, with these layers of the source model; the notes."""
+    (folder / "layers.json").write_bytes(layers.dump(found))
+    values = {"dialect": "ort", "opset_max": 21, "mode": "fp32", **params}
+    inputs = {"onnx": folder / "in.onnx", "layers": folder / "layers.json"}
+    return list(lower.run(lower.Params(**values), inputs, folder).get("notes", []))  # type: ignore[arg-type]
 
 
 def _run(model: onnx.ModelProto, feeds: dict[str, Any]) -> list[Any]:
@@ -92,9 +103,8 @@ def test_reciprocal_where_only_division_is_listed(tmp_path: Path) -> None:
         "else_branch = f () => (float[N,2] b) { r = Cast<to = 11>(x) s = Reciprocal(r) b = Cast<to = 1>(s) }> }"
     )
     (tmp_path / "in.onnx").write_bytes(parser.parse_model(text).SerializeToString())
-    params = lower.Params("trt-8.2", 13, "8.2")
-    measured = lower.run(params, {"onnx": tmp_path / "in.onnx"}, tmp_path)
-    assert measured["notes"] == ["Reciprocal is not in the target's list of operators: 5 written as Div"]
+    notes = _run_step(tmp_path, dialect="trt-8.2", opset_max=13, operators_from="8.2")
+    assert notes == ["Reciprocal is not in the target's list of operators: 5 written as Div"]
     model = onnx.load(tmp_path / "model.onnx")
     onnx.checker.check_model(model, full_check=True)
     x, d = np.array([[0.3, -7.0]], np.float32), np.array([3.0])
@@ -116,3 +126,73 @@ def test_what_onnx_runtime_cannot_load_goes_no_further(tmp_path: Path) -> None:
     with pytest.raises(StepError, match="ONNX Runtime cannot load the graph"):
         _lower(HEAD + "g (bfloat16[2] x) => (bfloat16[2] y) { y = Erf(x) }", tmp_path)
     assert not (tmp_path / "model.onnx").exists()
+
+
+# --- What stays in a higher precision
+
+NAMED = HEAD + "g (float[N,3] x) => (float[N,3] y) { a = Relu(x) b = Sigmoid(a) y = Softmax(b) }"
+CARRIES = HEAD + (
+    "g (float[3] x) => (float[3] y) <float s = {0.5}, int8 z = {0}> "
+    "{ q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) y = Relu(d) }"
+)
+
+
+def _kept(folder: Path, text: str = NAMED, **params: object) -> tuple[dict[str, str], list[str]]:
+    (folder / "in.onnx").write_bytes(canonical(parser.parse_model(text)).SerializeToString())
+    notes = _run_step(folder, {"start": ["a"], "gone": []}, **params)
+    return keep.load(folder / "keep.json"), notes
+
+
+def test_nothing_is_kept_unless_the_recipe_says_so(tmp_path: Path) -> None:
+    assert _kept(tmp_path) == ({}, [])
+
+
+@pytest.mark.parametrize(
+    ("mode", "fallback", "precision"),
+    [("int8", "fp16", "fp16"), ("int8", None, "fp32"), ("int8", "fp32", "fp32"), ("fp16", None, "fp32")],
+)
+def test_kept_in_the_precision_that_the_mode_leaves(
+    mode: str, fallback: str | None, precision: str, tmp_path: Path
+) -> None:
+    entries = [{"layers": "start", "operators": None, "between": None, "precision": None}]
+    kept, notes = _kept(tmp_path, mode=mode, fallback=fallback, keep=entries)
+    assert kept == {"a": precision}
+    assert notes == [f"precision.keep: 1 node stays {precision.upper()}: a"]
+
+
+def test_the_notes_name_the_nodes_of_each_precision(tmp_path: Path) -> None:
+    entries = [{"operators": ["Softmax"], "precision": "fp32"}, {"between": ["a", "b"]}]
+    kept, notes = _kept(tmp_path, mode="int8", fallback="fp16", keep=entries)
+    assert kept == {"a": "fp16", "b": "fp16", "y": "fp32"}
+    assert notes == ["precision.keep: 2 nodes stay FP16: a, b", "precision.keep: 1 node stays FP32: y"]
+
+
+def test_names_are_those_of_the_lowered_graph(tmp_path: Path) -> None:
+    text = HEAD.replace("17", "13") + "g (float[N] x) => (float[N] y) { a = Relu(x) y = Reciprocal(a) }"
+    target = {"dialect": "trt-8.2", "opset_max": 13, "operators_from": "8.2"}
+    kept, _ = _kept(tmp_path, text, keep=[{"operators": ["Div"]}], mode="fp16", **target)
+    assert kept == {"y": "fp32"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "match"),
+    [
+        ({"layers": "strat"}, "matches no layer and no node"),
+        ({"layers": "gone"}, "nothing of it is left in the graph"),
+        ({"operators": ["Softplus"]}, "no node of the graph is a Softplus"),
+        ({"between": ["y", "a"]}, "no path leads from y to a"),
+    ],
+)
+def test_an_entry_that_matches_nothing(entry: dict[str, Any], match: str, tmp_path: Path) -> None:
+    with pytest.raises(StepError, match=match):
+        _kept(tmp_path, mode="fp16", keep=[entry])
+    assert not (tmp_path / "model.onnx").exists() and not (tmp_path / "keep.json").exists()
+
+
+def test_a_model_with_its_own_quantization(tmp_path: Path) -> None:
+    assert _kept(tmp_path, CARRIES, mode="int8") == ({}, [])
+    for mode in ("fp32", "fp16"):
+        with pytest.raises(StepError, match=f"is quantized already .* precision.mode is {mode}"):
+            _kept(tmp_path, CARRIES, mode=mode)
+    with pytest.raises(StepError, match=r"precision\.keep has no effect on a model that is quantized already"):
+        _kept(tmp_path, CARRIES, mode="int8", keep=[{"operators": ["Relu"]}])

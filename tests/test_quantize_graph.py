@@ -12,9 +12,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from trtrecipe.errors import StepError
+from trtrecipe.graphs import files, keep
 from trtrecipe.quant import scales
 from trtrecipe.quant.qdq import insert_qdq
 from trtrecipe.quant.sites import find_sites
+from trtrecipe.steps import quantize
 
 RNG = np.random.default_rng(5)
 
@@ -36,7 +38,7 @@ def residual() -> onnx.ModelProto:
         node("Conv", ["x", "w1", "b1"], ["c1"], "conv1", pads=[1] * 4),
         node("Relu", ["c1"], ["r1"], "relu1"),
         node("Conv", ["r1", "w2", "b2"], ["c2"], "conv2", pads=[1] * 4),
-        node("Conv", ["r1", "w3"], ["c3"], "conv3", pads=[1] * 4, group=4),
+        node("Conv", ["r1", "w3"], ["c3"], "conv3", pads=[1] * 4, group=16),
         node("Add", ["c2", "c3"], ["s"], "sum"),
         node("Add", ["s", "r1"], ["a"], "residual"),
         node("Relu", ["a"], ["r2"], "relu2"),
@@ -44,12 +46,12 @@ def residual() -> onnx.ModelProto:
         node("Flatten", ["p"], ["f"], "flatten"),
         node("Gemm", ["f", "g", "gb"], ["y"], "gemm", transB=1),
     ]
-    constants = [array("w1", 4, 3, 3, 3), array("b1", 4), array("w2", 4, 4, 3, 3), array("b2", 4)]
-    constants += [array("w3", 4, 1, 3, 3), array("g", 5, 4), array("gb", 5)]
-    return make(nodes, [("x", ["n", 3, 6, 6])], [("y", ["n", 5])], constants)
+    constants = [array("w1", 16, 3, 3, 3), array("b1", 16), array("w2", 16, 16, 3, 3), array("b2", 16)]
+    constants += [array("w3", 16, 1, 3, 3), array("g", 20, 16), array("gb", 20)]
+    return make(nodes, [("x", ["n", 3, 6, 6])], [("y", ["n", 20])], constants)
 
 
-THRESHOLDS = {"x": 2.5, "r1": 4.0, "f": 3.0}
+THRESHOLDS = {"x": 2.5, "r1": 4.0, "c2": 5.0, "r2": 4.5, "f": 3.0}
 
 
 def producers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
@@ -80,11 +82,11 @@ def test_activation_and_weight_inputs_come_from_a_pair(quantized: onnx.ModelProt
 
 
 def test_no_pair_stands_between_a_conv_and_what_follows_it(quantized: onnx.ModelProto) -> None:
-    for name, reader in (("c1", "Relu"), ("c2", "Add"), ("c3", "Add"), ("s", "Add"), ("a", "Relu")):
+    for name, reader in (("c1", "Relu"), ("c3", "Add"), ("s", "Add"), ("a", "Relu")):
         assert consumers(quantized, name) == [reader]
 
 
-def test_the_residual_add_reads_the_float_tensor(quantized: onnx.ModelProto) -> None:
+def test_a_sum_that_no_convolution_feeds_reads_the_float_tensor(quantized: onnx.ModelProto) -> None:
     assert list(next(n for n in quantized.graph.node if n.name == "residual").input) == ["s", "r1"]
 
 
@@ -102,7 +104,7 @@ def test_one_pair_serves_all_consumers_of_an_activation(quantized: onnx.ModelPro
 def test_zero_points_are_int8_zero_and_scales_float32(quantized: onnx.ModelProto) -> None:
     held = values(quantized)
     pairs = [n for n in quantized.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
-    assert len(pairs) == 2 * (3 + 4)
+    assert len(pairs) == 2 * (5 + 4)
     for node in pairs:
         scale, zero = held[node.input[1]], held[node.input[2]]
         assert scale.dtype == np.float32
@@ -184,7 +186,7 @@ def test_taken_names_are_left_alone() -> None:
         for index, name in enumerate(node.input):
             if name == "r1":
                 node.input[index] = "x/scale"
-    quantized, _ = insert_qdq(model, {"x": 1.0, "x/scale": 2.0, "f": 3.0})
+    quantized, _ = insert_qdq(model, {**THRESHOLDS, "x": 1.0, "x/scale": 2.0})
     assert values(quantized)["x/scale_1"] == np.float32(1.0) / np.float32(127)
     assert values(quantized)["x/scale/scale"] == np.float32(2.0) / np.float32(127)
 
@@ -203,11 +205,11 @@ def test_weights_from_a_constant_node() -> None:
     assert consumers(quantized, "w") == ["QuantizeLinear"]
 
 
-def test_product_of_two_activations_stays_float() -> None:
+def test_product_of_a_tensor_with_itself_reads_one_pair() -> None:
     nodes = [helper.make_node("MatMul", ["x", "w"], ["h"], "m"), helper.make_node("MatMul", ["h", "h"], ["y"], "hh")]
     model = make(nodes, [("x", [4, 4])], [("y", [4, 4])], [array("w", 4, 4)])
-    quantized, _ = insert_qdq(model, {"x": 1.0})
-    assert list(next(n for n in quantized.graph.node if n.name == "hh").input) == ["h", "h"]
+    quantized, _ = insert_qdq(model, {"x": 1.0, "h": 2.0})
+    assert list(next(n for n in quantized.graph.node if n.name == "hh").input) == ["h/dequantized"] * 2
 
 
 def refused(model: onnx.ModelProto, thresholds: dict[str, float]) -> StepError:
@@ -290,7 +292,7 @@ def test_scales_document_round_trips_as_shortest_decimals(tmp_path: Path) -> Non
     thresholds = {"b": float(np.float32(0.1)), "a": 3.0, "c": 0.0}
     data = scales.dump(scales.Scales("minmax", 7, thresholds, {"a": (-3.0, 2.5)}))
     assert data == (
-        b'{"method":"minmax","samples":7,"schema":"trtrecipe/scales/v1",'
+        b'{"method":"minmax","ranges":{"a":[-3.0,2.5]},"samples":7,"schema":"trtrecipe/scales/v1",'
         b'"tensors":{"a":{"max":2.5,"min":-3.0,"threshold":3.0},"b":{"threshold":0.1},"c":{"threshold":0.0}}}'
     )
     path = tmp_path / "scales.json"
@@ -322,3 +324,40 @@ def test_damaged_scales_are_refused(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(StepError, match="scales"):
         scales.load(path)
+
+
+def step(folder: Path, model: onnx.ModelProto, kept: dict[str, str] | None) -> tuple[onnx.ModelProto, list[str]]:
+    files.save(model, folder / "in.onnx")
+    inputs = {"onnx": folder / "in.onnx", "scales": folder / "scales.json"}
+    inputs["scales"].write_bytes(scales.dump(scales.Scales("minmax", 1, THRESHOLDS)))
+    if kept is not None:
+        inputs["keep"] = folder / "keep.json"
+        inputs["keep"].write_bytes(keep.dump(kept))
+    measured = quantize.run(quantize.Params(), inputs, folder)
+    return files.load(folder / "model.onnx"), measured["notes"]
+
+
+def test_step_leaves_kept_nodes_alone(tmp_path: Path) -> None:
+    model = residual()
+    result, notes = step(tmp_path, model, {"conv2": "fp32", "relu2": "fp16"})
+    assert result == insert_qdq(model, THRESHOLDS, ["conv2"])[0]
+    assert list(next(n for n in result.graph.node if n.name == "conv2").input) == ["r1", "w2", "b2"]
+    assert notes == []
+
+
+def test_step_needs_no_list_of_kept_nodes(tmp_path: Path) -> None:
+    model = residual()
+    assert step(tmp_path, model, None)[0] == insert_qdq(model, THRESHOLDS)[0]
+
+
+def test_step_passes_a_quantized_graph_through(tmp_path: Path) -> None:
+    given = insert_qdq(residual(), THRESHOLDS)[0]
+    result, notes = step(tmp_path, given, {})
+    assert result == given
+    assert "its own quantization" in notes[0]
+
+
+def test_kept_node_needs_no_scale() -> None:
+    thresholds = {name: value for name, value in THRESHOLDS.items() if name != "f"}
+    result, _ = insert_qdq(residual(), thresholds, ["gemm"])
+    assert "f" not in {node.input[0] for node in result.graph.node if node.op_type == "QuantizeLinear"}

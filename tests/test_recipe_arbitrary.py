@@ -31,8 +31,25 @@ model:
   opset: 17
   inputs: {image: {shape: [batch, 3, size, size], dtype: float32}}
   dims: {batch: {min: 1, opt: 2, max: 4}, size: {min: 8, opt: 8, max: 8}}
-precision: {mode: int8, fallback: fp16}
-preprocess: {image: [{scale: 0.5}, {normalize: {mean: [0, 0, 0], std: [1, 1, 1]}}]}
+precision:
+  mode: [int8, fp16]
+  fallback: fp16
+  quantization: explicit
+  search: true
+  keep:
+    - {layers: logits, precision: fp32}
+    - {operators: [Softmax], precision: fp16}
+    - {between: [first, last], precision: fp32}
+preprocess:
+  image:
+    - {resize: {size: [9, 9], filter: bilinear}}
+    - {resize: {short_side: 8}}
+    - {crop: [8, 8]}
+    - {colour: bgr}
+    - {layout: nchw}
+    - {scale: 0.5}
+    - {normalize: {mean: [0, 0, 0], std: [1, 1, 1]}}
+    - {cast: float32}
 calibration: {data: {npy: {image: x.npy}}, samples: 8, seed: 1, method: minmax, memory: 64MiB}
 evaluation: {data: {npz: x.npz, arrays: {image: x, label: y}}, samples: 8, seed: 1, metric: top5, output: logits}
 gates:
@@ -51,7 +68,18 @@ targets:
     gates: {accuracy: {max_drop: 0.2}}
 build: {workspace: 512MiB}
 """
-"""Every key of the language."""
+"""Every key of the language but those of FORMS."""
+FORMS = {
+    "calibration": ["{table: x.cache}", "{model: true}"],
+    "evaluation": [
+        "{data: {images: 'x/*.png', labels: y.txt}, metric: top1}",
+        "{data: {raw: {image: 'x/*'}, labels: y.txt}, metric: top1}",
+        "{data: {tfrecord: 'x*', features: {image: x, label: y}}, metric: top1}",
+        "{data: {csv: x.csv, columns: {image: x, label: y}}, metric: top1}",
+    ],
+    "preprocess": ["{image: [{resize: [8, 8]}]}"],
+}
+"""Key of the recipe → other forms of its block, which exclude what is in WHOLE."""
 SCHEMA = recipe_schema()
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 WORDS = sorted(set(VALID.replace(",", " ").replace("{", " ").split()))
@@ -204,7 +232,16 @@ def test_every_place_with_every_kind_of_value(file: Path, value: Any) -> None:
 def test_the_whole_recipe_loads(file: Path) -> None:
     loaded = _answer(file, WHOLE.encode())
     assert loaded is not None
-    assert [key for key in KEYS if f"{key}:" not in WHOLE] == []
+    written = WHOLE + "".join(form for forms in FORMS.values() for form in forms)
+    assert [key for key in KEYS if f"{key}:" not in written] == []
+    VALIDATOR.validate(loaded.document.value)
+
+
+@pytest.mark.parametrize(("block", "form"), [(block, form) for block, forms in FORMS.items() for form in forms])
+def test_other_forms_load(file: Path, block: str, form: str) -> None:
+    whole = yaml.safe_load(WHOLE) | {"precision": {"mode": "int8"}, block: yaml.safe_load(form)}
+    loaded = _answer(file, _dumped(whole))
+    assert loaded is not None
     VALIDATOR.validate(loaded.document.value)
 
 

@@ -81,6 +81,29 @@ def test_hints(folder: Path, source: str, hint: str) -> None:
     assert problem.hint == hint
 
 
+NPZ = "{npz: data.npz, arrays: {image: x}}"
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ("{images: 'pictures/*.png', labels: y.npy}", []),
+        ("{images: '*.png'}", []),  # whether any file matches is found while planning
+        ("{images: x.npy}", []),
+        ("{images: 'picturs/*.png'}", [("calibration.data.images: 'picturs' does not exist", "did you mean pictures?")]),
+        ("{images: pictures}", [("calibration.data.images: 'pictures' is a folder: a file is needed here", None)]),
+        ("{images: 'x.npy/*.png'}", [("calibration.data.images: 'x.npy' is a file: a folder is needed here", None)]),
+        ("{raw: {image: 'pictures/**/*.bin'}, labels: l.txt}", [("calibration.data.labels: 'l.txt' does not exist", "there is no l.txt in the folder of the recipe; paths are relative to the recipe")]),
+        ("{raw: {image: 'q/**/*.bin'}}", [("calibration.data.raw.image: 'q' does not exist", "there is no q in the folder of the recipe; paths are relative to the recipe")]),
+        ("{tfrecord: 'q/[ab].tfrecord', features: {image: x}}", [("calibration.data.tfrecord: 'q' does not exist", "there is no q in the folder of the recipe; paths are relative to the recipe")]),
+        ("{csv: z.npy, columns: {image: x}}", [("calibration.data.csv: 'z.npy' does not exist", "did you mean y.npy?")]),
+    ],
+)  # fmt: skip
+def test_files_of_every_form(folder: Path, data: str, expected: list[tuple[str, str | None]]) -> None:
+    (folder / "pictures").mkdir()
+    assert [(problem.message, problem.hint) for problem in _problems(folder, RECIPE.replace(NPZ, data))] == expected
+
+
 def test_hints_for_absolute_paths(folder: Path) -> None:
     [problem] = _problems(folder, RECIPE.replace("models/net.onnx", f"{folder}/models/nett.onnx"))
     assert problem.hint == f"did you mean {folder}/models/net.onnx?"

@@ -12,7 +12,7 @@ import onnx
 import yaml
 from onnx import TensorProto, helper, numpy_helper
 
-CLASSES = 4
+CLASSES = 16
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Project:
 
 
 def make_project(folder: Path, recipe: Mapping[str, Any] | None = None) -> Project:
-    """A classifier of 4 classes over 1x6x6 images, int8 on `host`; `recipe` replaces blocks of the recipe."""
+    """A classifier of 16 classes over 1x6x6 images, int8 on `host`; `recipe` replaces blocks of the recipe."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(5)
     model = classifier(random)
@@ -73,9 +73,9 @@ def make_project(folder: Path, recipe: Mapping[str, Any] | None = None) -> Proje
 def classifier(random: np.random.Generator) -> onnx.ModelProto:
     """Conv, Relu, global pooling and a Gemm, opset 13."""
     weights = {
-        "conv.W": random.normal(size=(8, 1, 3, 3)).astype(np.float32),
-        "conv.B": random.normal(size=8).astype(np.float32),
-        "gemm.W": random.normal(size=(CLASSES, 8)).astype(np.float32),
+        "conv.W": random.normal(size=(16, 1, 3, 3)).astype(np.float32),
+        "conv.B": random.normal(size=16).astype(np.float32),
+        "gemm.W": random.normal(size=(CLASSES, 16)).astype(np.float32),
         "gemm.B": random.normal(size=CLASSES).astype(np.float32),
     }
     nodes = [

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from typer.exceptions import TyperException
 
-from trtrecipe.cli import build, cache, devices, doctor, explain, plan, recipes
+from trtrecipe.cli import build, cache, devices, doctor, explain, inspect, plan, recipes
 from trtrecipe.errors import InputError, Problem, TrtrecipeError
 
 INTERRUPTED = 130
@@ -29,6 +29,7 @@ app.command("show")(recipes.show)
 app.command("plan")(plan.plan)
 app.command("build")(build.build)
 app.command("explain")(explain.explain)
+app.command("inspect")(inspect.inspect)
 app.command("schema")(recipes.schema)
 app.command("doctor")(doctor.doctor)
 app.add_typer(devices.app, name="devices", help="Device profiles that recipes can name.")

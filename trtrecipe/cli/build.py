@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -84,6 +85,18 @@ def _target_document(graph: Graph, built: Built, recipe: RecipeResult, result: T
         "artifacts": artifacts,
         "metrics": result.metrics,
         "gates": [present(asdict(gate)) for gate in result.gates],
+        "precision": result.chosen if result.candidates else result.plan.target.mode,
+        "kept": list(result.kept) or None,
+        "search": result.search,
+        "candidates": [
+            {
+                "precision": each.plan.target.mode,
+                "status": each.status,
+                "metrics": each.metrics,
+                "gates": [present(asdict(gate)) for gate in each.gates],
+            }
+            for each in result.candidates
+        ] or None,
         "notes": list(result.notes),
         "steps": [
             present({
@@ -114,13 +127,19 @@ _HEADERS = (
 
 
 def _print(built: Built, recipe: RecipeResult) -> None:
-    typer.echo(table(_HEADERS, [_row(built, recipe, target) for target in recipe.targets]))
+    typer.echo(table(_HEADERS, [row for target in recipe.targets for row in _rows(built, recipe, target)]))
     for target in recipe.targets:
         name = target.plan.target.id
-        for gate in target.gates:
-            # A target that failed has said why; its gates were never reached.
-            if gate.status != "met" and target.status != "failed":
-                typer.echo(f"{name}: gate {gate.status}: {gate}")
+        if target.search and target.search["ranking"]:  # none where the gates were met at once
+            headers = ("RANK", "NODE", "OPERATOR", "DAMAGE", "DECISION")
+            typer.echo(f"{name}: what INT8 does to each node, and which stay in {target.plan.target.float_precision}:")
+            typer.echo(table(headers, _ranking(target.search["ranking"])))
+        for candidate in target.candidates or (target,):
+            label = candidate.plan.target.label
+            for gate in candidate.gates:
+                # A target that failed has said why; its gates were never reached.
+                if gate.status != "met" and candidate.status != "failed":
+                    typer.echo(f"{label}: gate {gate.status}: {gate}")
         for note in target.notes:
             typer.echo(f"{name}: {note}")
         if target.error:
@@ -131,17 +150,41 @@ def _print(built: Built, recipe: RecipeResult) -> None:
             typer.echo(f"{name}: pending: {'; '.join(reasons)}")
 
 
-def _row(built: Built, recipe: RecipeResult, result: TargetResult) -> list[str]:
+def _ranking(ranking: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    return [
+        [
+            str(entry["rank"]),
+            entry["node"],
+            entry["operator"],
+            f"{entry['damage']:.3g}",
+            "kept" if entry["kept"] else "int8",
+        ]
+        for entry in ranking
+    ]
+
+
+def _rows(built: Built, recipe: RecipeResult, result: TargetResult) -> list[list[str]]:
+    """A row for a target, or one for each of its candidates."""
+    engine = built.placed[recipe.plan.name, result.plan.target.id].get("engine")
+    rows = []
+    for each in result.candidates or (result,):
+        is_chosen = not result.candidates or each.plan.target.mode == result.chosen
+        lost = result.chosen is not None and not is_chosen and each.status in ("built", "cached")
+        status = result.status if is_chosen else "slower" if lost else each.status
+        rows.append(_row(each, status, short_path(engine) if engine and is_chosen else ""))
+    return rows
+
+
+def _row(result: TargetResult, status: str, engine: str) -> list[str]:
     target, metrics = result.plan.target, result.metrics
     latency = metrics.get("latency_ms", {})
-    engine = built.placed[recipe.plan.name, target.id].get("engine")
 
     def figure(value: float | None, digits: int) -> str:
         return "" if value is None else f"{value:.{digits}f}"
 
     return [
         target.id,
-        result.status,
+        status,
         target.mode,
         size(result.artifacts["engine"].size) if "engine" in result.artifacts else "",
         figure(metrics.get("accuracy"), 4),
@@ -150,5 +193,5 @@ def _row(built: Built, recipe: RecipeResult, result: TargetResult) -> list[str]:
         figure(metrics.get("cosine"), 6),
         figure(latency.get("p50"), 3),
         figure(latency.get("p99"), 3),
-        short_path(engine) if engine else "",
+        engine,
     ]

@@ -53,7 +53,7 @@ def _rows(graph: Graph, recipe: RecipePlan, known: dict[str, Resolution]) -> lis
     users: dict[str, list[str]] = {}
     for target in recipe.targets:
         for step_id in target.steps:
-            users.setdefault(step_id, []).append(target.target.id)
+            users.setdefault(step_id, []).append(target.target.label)
     rows = []
     for step_id, step in graph.steps.items():
         if step_id not in users:
@@ -77,6 +77,7 @@ def _document(graph: Graph, recipe: RecipePlan, known: dict[str, Resolution]) ->
         "targets": [
             {
                 "target": target.target.id,
+                "precision": target.target.mode,
                 "steps": [
                     present({
                         "kind": graph.steps[step_id].kind,

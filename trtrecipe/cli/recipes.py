@@ -54,7 +54,7 @@ def load_all(paths: Sequence[Path], only: Sequence[str] | None = None) -> list[t
 def _check_ids(found: list[tuple[Loaded, list[Target]]], only: Sequence[str]) -> None:
     from trtrecipe.recipe.findings import nearest
 
-    known = [target.id for _, targets in found for target in targets]
+    known = [name for _, targets in found for name in _ids(targets)]
     for name in only:
         if name not in known:
             meant = nearest(name, known)
@@ -67,13 +67,17 @@ def validate(paths: Recipes, as_json: Json = False) -> None:
     found = load_all(paths)
     if as_json:
         recipes = [
-            {"file": short_path(loaded.path), "recipe": loaded.recipe.name, "targets": [t.id for t in targets]}
+            {"file": short_path(loaded.path), "recipe": loaded.recipe.name, "targets": _ids(targets)}
             for loaded, targets in found
         ]
         print_json({"schema": "trtrecipe/validate/v1", "recipes": recipes})
         return
     for loaded, targets in found:
-        typer.echo(f"{short_path(loaded.path)}: valid, targets: {', '.join(target.id for target in targets)}")
+        typer.echo(f"{short_path(loaded.path)}: valid, targets: {', '.join(_ids(targets))}")
+
+
+def _ids(targets: Sequence[Target]) -> list[str]:
+    return list(dict.fromkeys(target.id for target in targets))
 
 
 def show(path: Annotated[Path, typer.Argument(help="Recipe file.", show_default=False)], as_json: Json = False) -> None:
@@ -108,6 +112,8 @@ def _describe(target: Target) -> dict[str, Any]:
         described["jetpack"] = target.release.jetpack
     if target.fallback is not None:
         described["fallback"] = target.fallback
+    if target.quantization is not None:
+        described["quantization"] = target.quantization
     return described
 
 

@@ -2,32 +2,57 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from trtrecipe.data import preprocess as preprocessing
+from trtrecipe.data.container import is_container
+from trtrecipe.data.encoded import Encoded, Records, from_container, from_records, labels_of
+from trtrecipe.data.fit import (
+    LABEL,
+    array_shape,
+    check_finite,
+    check_label,
+    check_names,
+    check_range,
+    check_shared_dims,
+    encoded_shape,
+    forget,
+    raw_of,
+)
 from trtrecipe.data.preprocess import Array, Operations
+from trtrecipe.data.records import is_records
+from trtrecipe.data.sources import ALL_INPUTS
 from trtrecipe.errors import StepError
 from trtrecipe.graphs.interface import Interface, TensorSpec
 
-LABEL = "label"
 BATCH = 16
 """Samples that run at once where the model leaves the number open; constant, so that results do not depend on it."""
 _ROLE = "data."
-_PIECE = 1 << 20  # values that are checked at once
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Raw samples of every model input, memory-mapped, samples along the first axis; `label` where there is one."""
+    """Raw samples of every model input: memory-mapped arrays, samples along the first axis, or files still encoded.
 
-    arrays: Mapping[str, Array]
+    `label` where there is one, as an array. Of each input, `shapes` has the shape of a sample after preprocessing, and
+    `raw` {"dtype", "shape"} before, where samples have that in common; None stands for a size that varies.
+    """
+
+    arrays: Mapping[str, Array | Encoded]
     label: Array | None
     count: int
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    raw: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def name(self, index: int) -> str:
+        """What to call a sample: its file or record, else its number after selection, from 0."""
+        names = (array.name(index) for array in self.arrays.values() if isinstance(array, Encoded))
+        return next(names, f"sample {index} (samples counted from 0, after selection)")
 
 
 @dataclass(frozen=True)
@@ -40,19 +65,25 @@ class Batch:
 
 
 def load(inputs: Mapping[str, Path], interface: Interface, preprocess: Mapping[str, Operations]) -> Samples:
-    """The samples among a step's inputs (roles "data.NAME"), checked against the model.
+    """The samples among a step's inputs (roles "data.NAME" and `sources.ALL_INPUTS`), checked against the model.
 
-    Raises StepError for arrays that are missing, unknown, of another shape or dtype, of unequal length, empty, or that
-    hold NaN or infinity; for `preprocess` that does not fit.
+    Raises StepError for samples that are missing, unknown, of another shape or dtype, of unequal number, none, for
+    arrays that hold NaN or infinity, for files whose header shows that they do not fit, and for `preprocess` that does
+    not fit. What files hold is decoded only when it is read.
     """
     preprocessing.check(interface, preprocess)
-    arrays = {role.removeprefix(_ROLE): _open(path, role) for role, path in inputs.items() if role.startswith(_ROLE)}
-    names = {spec.name for spec in interface.inputs}
-    label = arrays.pop(LABEL) if LABEL in arrays and LABEL not in names else None
-    _check_names(arrays, interface)
+    arrays, label = _open_all(inputs, interface)
+    check_names(arrays, interface)
+    shapes, raw = {}, {}
     for spec in interface.inputs:
-        _check_array(spec, arrays[spec.name], bool(preprocess.get(spec.name)))
-    _check_shared_dims(arrays, interface)
+        data, operations = arrays[spec.name], preprocess.get(spec.name) or ()
+        if isinstance(data, Encoded):
+            shapes[spec.name], common = encoded_shape(spec, data, operations)
+        else:
+            shapes[spec.name], common = array_shape(spec, data, operations), raw_of(data)
+        if common is not None:
+            raw[spec.name] = common
+    check_shared_dims(shapes, interface)
     counts = {name: len(array) for name, array in arrays.items()} | ({} if label is None else {LABEL: len(label)})
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{name} has {count}" for name, count in sorted(counts.items()))
@@ -61,31 +92,69 @@ def load(inputs: Mapping[str, Path], interface: Interface, preprocess: Mapping[s
     if count == 0:
         raise StepError("the data has no samples", "give at least one")
     for name, array in arrays.items():
-        _check_finite(f"array of input {name}", array)
+        if not isinstance(array, Encoded):
+            check_finite(f"array of input {name}", array)
     if label is not None:
-        _check_label(label)
-    return Samples(arrays, label, count)
+        check_label(label)
+    return Samples(arrays, label, count, shapes, raw)
 
 
 def batches(
-    samples: Samples, interface: Interface, preprocess: Mapping[str, Operations], size: int = BATCH
+    samples: Samples,
+    interface: Interface,
+    preprocess: Mapping[str, Operations],
+    size: int = BATCH,
+    span: tuple[int, int] | None = None,
 ) -> Iterator[Batch]:
-    """The samples in order, preprocessed, as batches of equal size.
+    """The samples in order, or those from `span`'s first to before its last, preprocessed, as batches of equal size.
 
     The size is the model's first axis where that is fixed, else `size`. Raises StepError when preprocessing overflows.
     """
     size = batch_size(interface, size)
-    for start in range(0, samples.count, size):
-        stop = min(start + size, samples.count)
+    first, last = span or (0, samples.count)
+    for start in range(first, last, size):
+        stop = min(start + size, last)
         indices = np.minimum(np.arange(start, start + size), stop - 1)
         feeds = {}
         for spec in interface.inputs:
-            raw = np.asarray(samples.arrays[spec.name][start:stop])
-            feed = preprocessing.apply(raw, spec, preprocess.get(spec.name) or ())
-            _check_finite(f"input {spec.name}, as {spec.dtype} after preprocessing,", feed, start)
+            feed = _feed(samples, spec, preprocess.get(spec.name) or (), start, stop)
             feeds[spec.name] = np.ascontiguousarray(feed[indices - start])
-            _forget(samples.arrays[spec.name])
         yield Batch(feeds, size, stop - start)
+
+
+def raw_sample(samples: Samples, spec: TensorSpec, index: int) -> Array:
+    """A sample of an input before preprocessing, without a batch axis. Raises StepError for a file that is damaged."""
+    data = samples.arrays[spec.name]
+    if not isinstance(data, Encoded):
+        sample = np.array(data[index])
+        forget(data)
+        return sample
+    read = data.read(index)
+    if read.dtype.kind == "f" and not np.isfinite(read).all():
+        kind = "NaN" if np.isnan(read).any() else "an infinite value"
+        raise StepError(f"{data.name(index)} holds {kind}", "remove or repair the sample")
+    return read
+
+
+def _feed(samples: Samples, spec: TensorSpec, operations: Operations, start: int, stop: int) -> Array:
+    data = samples.arrays[spec.name]
+    if not isinstance(data, Encoded):
+        feed = preprocessing.apply(np.asarray(data[start:stop]), spec, operations)
+        check_finite(f"input {spec.name}, as {spec.dtype} after preprocessing,", feed, start)
+        forget(data)
+        return feed
+    feed = np.empty((stop - start, *samples.shapes[spec.name]), spec.dtype)
+    for index in range(start, stop):
+        raw = raw_sample(samples, spec, index)[None]
+        if not operations and np.dtype(spec.dtype).kind in "iu":
+            check_range(spec, raw, index)
+        feed[index - start] = preprocessing.apply(raw, spec, operations)[0]
+        if not np.isfinite(feed[index - start]).all():
+            raise StepError(
+                f"{data.name(index)} becomes infinite in preprocessing for input {spec.name}, as {spec.dtype}",
+                "check scale, mean and std",
+            )
+    return feed
 
 
 def batch_size(interface: Interface, size: int = BATCH) -> int:
@@ -102,6 +171,53 @@ def batch_size(interface: Interface, size: int = BATCH) -> int:
     return next(iter(fixed.values()), size)
 
 
+def _open_all(inputs: Mapping[str, Path], interface: Interface) -> tuple[dict[str, Array | Encoded], Array | None]:
+    """The samples by input, and the labels."""
+    specs = {spec.name: spec for spec in interface.inputs}
+    arrays: dict[str, Array | Encoded] = {}
+    label = None
+    for role, path in inputs.items():
+        name = role.removeprefix(_ROLE)
+        if not role.startswith(_ROLE):
+            continue
+        if is_container(path):
+            if role == ALL_INPUTS:
+                name = _only_input(interface)
+            if name in specs:
+                arrays[name] = from_container(path, specs[name])
+            else:
+                hint = "labels of raw files are given as labels: FILE; " if name == LABEL else ""
+                raise StepError(
+                    f"the data names input {name}, which the model lacks",
+                    f"{hint}the model's inputs: {', '.join(specs)}",
+                )
+        elif is_records(path):
+            records = Records(path)
+            label = labels_of(records, LABEL) if LABEL in records.features and LABEL not in specs else label
+            unknown = [name for name in records.features if name not in specs and name != LABEL]
+            if unknown:
+                raise StepError(
+                    f"data.features names input {', '.join(unknown)}, which the model lacks",
+                    f"the model's inputs: {', '.join(specs)}; beside them only {LABEL} may be given",
+                )
+            arrays |= {name: from_records(records, specs[name]) for name in records.features if name in specs}
+        elif name == LABEL and LABEL not in specs:
+            label = _open(path, role)
+        else:
+            arrays[name] = _open(path, role)
+    return arrays, label
+
+
+def _only_input(interface: Interface) -> str:
+    names = [spec.name for spec in interface.inputs]
+    if len(names) != 1:
+        raise StepError(
+            f"data.images feeds the only input of a model, and this one has {len(names)}: {', '.join(names)}",
+            "name the files of each input: data: {csv: FILE, columns: {INPUT: COLUMN}}, or {raw: {INPUT: GLOB}}",
+        )
+    return names[0]
+
+
 def _open(path: Path, role: str) -> Array:
     try:
         array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -114,105 +230,3 @@ def _open(path: Path, role: str) -> Array:
     if array.ndim == 0:
         raise StepError(f"{role} is a single value", "samples run along the first axis: give an array of them")
     return array
-
-
-def _check_names(arrays: Mapping[str, Array], interface: Interface) -> None:
-    names = [spec.name for spec in interface.inputs]
-    missing = [name for name in names if name not in arrays]
-    if missing:
-        raise StepError(
-            f"the data has no array for input {', '.join(missing)}; it has {', '.join(sorted(arrays)) or 'none'}",
-            f"the model's inputs: {', '.join(names)}; name an array for each under data",
-        )
-    unknown = sorted(set(arrays) - set(names))
-    if unknown:
-        raise StepError(
-            f"the data names input {', '.join(unknown)}, which the model lacks",
-            f"the model's inputs: {', '.join(names)}; beside them only {LABEL} may be given",
-        )
-
-
-def _check_array(spec: TensorSpec, array: Array, preprocessed: bool) -> None:
-    if array.dtype.kind not in "biuf":
-        raise StepError(f"the array of input {spec.name} is {array.dtype}, not numbers", "convert it to numbers")
-    expected, got = spec.shape[1:], array.shape[1:]
-    if len(expected) != len(got) or any(isinstance(e, int) and e != g for e, g in zip(expected, got, strict=True)):
-        raise StepError(
-            f"a sample of input {spec.name} has shape [{_axes(got)}], and the model takes [{_axes(expected)}]",
-            f"the array has shape [{_axes(array.shape)}]; its first axis counts samples",
-        )
-    if preprocessed:
-        return
-    if not np.can_cast(array.dtype, spec.dtype, "same_kind"):
-        raise StepError(
-            f"the array of input {spec.name} is {array.dtype}, and the model takes {spec.dtype}",
-            f"convert the array to {spec.dtype}",
-        )
-    if np.dtype(spec.dtype).kind in "iu":
-        _check_range(spec, array)
-
-
-def _check_range(spec: TensorSpec, array: Array) -> None:
-    limits = np.iinfo(spec.dtype)
-    for start, piece in _pieces(array):
-        outside = ((piece < limits.min) | (piece > limits.max)).reshape(len(piece), -1).any(axis=1)
-        if outside.any():
-            raise StepError(
-                f"sample {start + int(outside.argmax())} of input {spec.name} has a value outside {spec.dtype}",
-                f"values must be between {limits.min} and {limits.max}",
-            )
-
-
-def _check_shared_dims(arrays: Mapping[str, Array], interface: Interface) -> None:
-    seen: dict[str, tuple[str, int]] = {}
-    for spec in interface.inputs:
-        for dim, axis in zip(spec.shape[1:], arrays[spec.name].shape[1:], strict=True):
-            if isinstance(dim, str) and dim != "?":
-                other, size = seen.setdefault(dim, (spec.name, axis))
-                if size != axis:
-                    raise StepError(
-                        f"dimension {dim} is {size} in the samples of input {other} and {axis} in those of {spec.name}",
-                        "a dimension has one size in all inputs",
-                    )
-
-
-def _check_finite(what: str, array: Array, first: int = 0) -> None:
-    if array.dtype.kind != "f":
-        return
-    for start, piece in _pieces(array):
-        bad = ~np.isfinite(piece).reshape(len(piece), -1).all(axis=1)
-        if bad.any():
-            index = int(bad.argmax())
-            kind = "NaN" if np.isnan(piece[index]).any() else "an infinite value"
-            raise StepError(
-                f"{what} holds {kind} in sample {first + start + index} (samples counted from 0, after selection)",
-                "remove or repair the sample",
-            )
-
-
-def _check_label(label: Array) -> None:
-    if label.dtype.kind not in "biuf":
-        raise StepError(f"the label array is {label.dtype}, not numbers", "give class indices or target values")
-    _check_finite("the label array", label)
-
-
-def _pieces(array: Array) -> Iterator[tuple[int, Array]]:
-    """Runs of samples in order, small enough to bound memory, each with the index of its first."""
-    step = max(1, _PIECE // max(1, int(np.prod(array.shape[1:], dtype=np.int64))))
-    for start in range(0, len(array), step):
-        yield start, np.asarray(array[start : start + step])
-        _forget(array)
-
-
-def _forget(array: Array) -> None:
-    """Give back the memory that the pages read so far of a memory-mapped file take; reading them again is possible.
-
-    Without this a process grows by all the samples it has seen.
-    """
-    mapping = getattr(array, "_mmap", None)
-    if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
-        mapping.madvise(mmap.MADV_DONTNEED)
-
-
-def _axes(shape: tuple[int | str, ...]) -> str:
-    return ", ".join(map(str, shape))

@@ -16,6 +16,12 @@ DISTRIBUTION = "floats from the standard normal distribution, integers from 0 to
 
 
 def draw(interface: Interface, drawn: Mapping[str, Any]) -> Samples:
+    """What `arrays` draws, as samples."""
+    values = arrays(interface, drawn)
+    return Samples(values, None, int(drawn["samples"]), {name: array.shape[1:] for name, array in values.items()})
+
+
+def arrays(interface: Interface, drawn: Mapping[str, Any]) -> dict[str, Array]:
     """`drawn` = {"samples": count, "seed": seed, "dims": {name: size}} → samples of every input, from DISTRIBUTION.
 
     They are what the model is given: preprocessing does not apply to them. Integers stay at 0 and 1 because they are
@@ -23,13 +29,12 @@ def draw(interface: Interface, drawn: Mapping[str, Any]) -> Samples:
     its own generator, PCG64 seeded with (seed, position of the input). Raises StepError for an axis without a size.
     """
     dims = drawn.get("dims") or {}
-    arrays = {
+    return {
         spec.name: _array(
             spec, int(drawn["samples"]), np.random.Generator(np.random.PCG64([int(drawn["seed"]), index])), dims
         )
         for index, spec in enumerate(interface.inputs)
     }
-    return Samples(arrays, None, int(drawn["samples"]))
 
 
 def _array(spec: TensorSpec, count: int, generator: np.random.Generator, dims: Mapping[str, int]) -> Array:

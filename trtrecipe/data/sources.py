@@ -1,213 +1,233 @@
-"""Reads the selected samples of an .npy file, or of an array in an .npz file, as one canonical .npy byte stream.
+"""What a recipe calls data → the selected samples as one byte stream, for each role of a step.
 
-The stream is what steps are given and what keys are made of: version 1.0 header, C order, the file's own dtype and
-byte order, the samples in ascending index order. Nothing is unpickled. Memory stays bounded by one piece, save for an
-array in Fortran order inside an .npz file, which is held whole. Only Fortran order needs NumPy; planning a build must
-not import it.
+A stream is what steps are given and what keys are made of: exactly the samples used, in ascending order of index.
+Nothing here needs NumPy, Pillow or TensorFlow, save for arrays in Fortran order: planning must not import them.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
-import re
-import struct
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from trtrecipe.data.sampling import Sampling, select
+from trtrecipe.data import container, records, tables
+from trtrecipe.data.errors import LFS_POINTER, DataError, chosen, lfs_pointer
+from trtrecipe.data.npy import Header, header_bytes, stream_array
+from trtrecipe.data.patterns import matching
+from trtrecipe.data.sampling import Sampling
 
-STREAM = 1
-"""Version of the stream: raised when the same data and sampling give other bytes, or are newly refused."""
+STREAM = 2
+"""Version of the streams: raised when the same data and sampling give other bytes, or are newly refused."""
+
+ALL_INPUTS = "data.*"
+"""The role of a stream that holds the samples of every input; any other is "data." and an input's name, or "label"."""
 
 _PIECE = 1 << 20
-_DESCR = re.compile(r"[<>|=](b1|[iu][1248]|f[248])")
-_MAX_AXES = 32
-# Deflate cannot make more of a byte than this, whatever a file promises.
-_MAX_INFLATION = 1032
 
 
-class DataError(Exception):
-    """The data cannot be used as asked; `field` names the part of the recipe at fault (array, samples or file)."""
+@dataclass(frozen=True, slots=True)
+class ArrayData:
+    """An .npy file, or the array `member` of an .npz file, samples along the first axis → .npy."""
 
-    def __init__(self, message: str, hint: str | None = None, field: str = "file") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
-        self.field = field
+    path: Path
+    member: str | None
 
 
-@dataclass(frozen=True)
-class Header:
-    """An .npy header: NumPy type string, sample count, shape of one sample (the axes after the first)."""
+@dataclass(frozen=True, slots=True)
+class FileData:
+    """One file per sample: those that match `pattern` below `folder` → `container`. `form`: images or raw."""
 
-    descr: str
-    count: int
-    sample_shape: tuple[int, ...]
-    fortran: bool
-
-    @property
-    def sample_bytes(self) -> int:
-        return int(self.descr[2:]) * math.prod(self.sample_shape)
+    folder: Path
+    pattern: str
+    form: str
 
 
-def digest_samples(path: Path, member: str | None, sampling: Sampling) -> str:
-    """SHA-256 of the canonical stream of the selected samples. Raises DataError, OSError."""
+@dataclass(frozen=True, slots=True)
+class LabelData:
+    """The numbers that a text file gives to the files that match `pattern` below `folder` → .npy."""
+
+    folder: Path
+    pattern: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnData:
+    """A column of a CSV file: files, named relative to it → `container`; or `numbers` → .npy."""
+
+    path: Path
+    column: str
+    numbers: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RecordData:
+    """The records of the TFRecord files that match `pattern` below `folder` → `records`.
+
+    `features`: pairs of an input, or label, and the name of its feature.
+    """
+
+    folder: Path
+    pattern: str
+    features: tuple[tuple[str, str], ...]
+
+
+Data = ArrayData | FileData | LabelData | ColumnData | RecordData
+_FORMS: Mapping[str, Callable[..., Data]] = {
+    kind.__name__: kind for kind in (ArrayData, FileData, LabelData, ColumnData, RecordData)
+}
+_PATHS = ("path", "folder")
+
+
+def to_json(data: Data) -> dict[str, Any]:
+    """As plain JSON, with absolute paths, for another process."""
+    fields = {name: str(value.absolute()) if name in _PATHS else value for name, value in asdict(data).items()}
+    return {"kind": type(data).__name__, **fields}
+
+
+def from_json(value: Mapping[str, Any]) -> Data:
+    """What `to_json` was given."""
+    fields: dict[str, Any] = {
+        name: Path(item) if name in _PATHS else item for name, item in value.items() if name != "kind"
+    }
+    if "features" in fields:
+        fields["features"] = tuple((name, feature) for name, feature in fields["features"])
+    return _FORMS[value["kind"]](**fields)
+
+
+def in_words(data: Data) -> str:
+    """What a person would call it."""
+    if isinstance(data, ArrayData):
+        return data.member or data.path.name
+    if isinstance(data, ColumnData):
+        return f"{data.column} in {data.path.name}"
+    return data.path.name if isinstance(data, LabelData) else data.pattern
+
+
+def used_files(data: Data, sampling: Sampling) -> tuple[list[str], list[Path]]:
+    """What the samples depend on: the names that their order is made from, and the files that are read.
+
+    Raises DataError, OSError.
+    """
+    if isinstance(data, ArrayData):
+        return [], [data.path]
+    if isinstance(data, ColumnData):
+        return [], [data.path, *(path for _, path in _listed(data, sampling) if not data.numbers)]
+    found = matching(data.folder, data.pattern)
+    names = [name for name, _ in found]
+    if isinstance(data, LabelData):
+        return names, [data.path]
+    if isinstance(data, RecordData):
+        return names, [path for _, path in found]
+    return names, [found[index][1] for index in chosen(len(found), sampling, data.pattern)]
+
+
+def digest_samples(data: Data, sampling: Sampling) -> str:
+    """SHA-256 of the stream of the selected samples. Raises DataError, OSError."""
     digest = hashlib.sha256()
-    for piece in stream_samples(path, member, sampling):
+    for piece in _stream(data, sampling)[1]:
         digest.update(piece)
     return digest.hexdigest()
 
 
-def write_samples(path: Path, member: str | None, sampling: Sampling, out: Path) -> str:
-    """Write the canonical stream of the selected samples to `out`; its SHA-256. Raises DataError, OSError."""
+def write_samples(data: Data, sampling: Sampling, out: Path) -> str:
+    """Write the stream of the selected samples to `out` and their names beside it; its SHA-256.
+
+    Raises DataError, OSError.
+    """
     digest = hashlib.sha256()
+    names, pieces = _stream(data, sampling)
     with out.open("xb") as file:
-        for piece in stream_samples(path, member, sampling):
+        for piece in pieces:
             digest.update(piece)
             file.write(piece)
+    if names:
+        container.write_names(out, names)
     return digest.hexdigest()
 
 
-def stream_samples(path: Path, member: str | None, sampling: Sampling) -> Iterator[bytes]:
-    """The canonical stream in pieces. `member` is the array's name in an .npz file, None for an .npy file."""
-    with _open(path, member) as (file, size, what):
-        header = _read_header(file, what)
-        # Before anything is done for each sample: a header can promise any number of them.
-        expected = header.count * header.sample_bytes
-        if size - file.tell() < expected:
-            raise DataError(
-                f"{what} is cut short: its header promises {expected} bytes of data", "write the file again"
-            )
-        try:
-            chosen = select(header.count, sampling)
-        except ValueError as error:
-            raise DataError(f"{what}: {error}", "ask for fewer samples or add data", field="samples") from None
-        yield _header_bytes(header, len(chosen))
-        if header.fortran:
-            yield from _fortran_samples(path if member is None else None, file, header, chosen, what)
-        else:
-            yield from _samples(file, header, chosen, what)
-
-
-@contextmanager
-def _open(path: Path, member: str | None) -> Iterator[tuple[IO[bytes], int, str]]:
-    """The file, the most bytes it can hold, and what to call it."""
-    if member is None:
-        with path.open("rb") as file:
-            yield file, path.stat().st_size, path.name
-        return
-    import zipfile
-    import zlib
-
-    unreadable = (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, RuntimeError, KeyError, ValueError)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
-            if member not in names:
-                from difflib import get_close_matches
-
-                close = get_close_matches(member, names, 1)
-                hint = f"did you mean {close[0]}?" if close else None
-                raise DataError(f"{path.name} has no array '{member}'; it has: {', '.join(names)}", hint, field="array")
-            entry = archive.getinfo(f"{member}.npy")
-            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise NotImplementedError(f"array '{member}' is compressed in a way that NumPy does not write")
-            size = min(entry.file_size, _MAX_INFLATION * path.stat().st_size)
-            with archive.open(entry) as file:
-                yield file, size, f"array '{member}' of {path.name}"
-    except unreadable as error:
-        raise DataError(f"{path.name} is not a readable .npz file: {error}", "write it with numpy.savez") from None
-
-
-def _read_header(file: IO[bytes], what: str) -> Header:
-    import ast
-
-    start = file.read(8)
-    if start[:6] != b"\x93NUMPY" or len(start) < 8 or start[6] not in (1, 2, 3):
-        raise DataError(f"{what} is not in NumPy's .npy format", "write it with numpy.save or numpy.savez")
-    length_format = "<H" if start[6] == 1 else "<I"
-    try:
-        (length,) = struct.unpack(length_format, file.read(struct.calcsize(length_format)))
-        if length > 65536:
-            raise ValueError(f"a header of {length} bytes")
-        fields = ast.literal_eval(file.read(length).decode("utf-8" if start[6] == 3 else "latin1").strip())
-        descr, fortran, shape = fields["descr"], fields["fortran_order"], fields["shape"]
-    except (ValueError, SyntaxError, KeyError, TypeError, struct.error, MemoryError, RecursionError) as error:
-        raise DataError(f"{what} has a damaged .npy header: {error}", "write the file again") from None
-    if isinstance(descr, str) and descr.endswith("O"):
-        raise DataError(f"{what} holds Python objects (a pickle), which is refused", "save a plain numeric array")
-    if not isinstance(descr, str) or not _DESCR.fullmatch(descr):
-        dtype = f"dtype {descr[:40]!a}" if isinstance(descr, str) else "a dtype of several fields"
-        raise DataError(f"{what} has {dtype}; numbers and booleans are supported", "convert it before saving")
-    if not isinstance(shape, tuple) or not all(type(axis) is int and 0 <= axis < 1 << 63 for axis in shape):
-        raise DataError(f"{what} has a damaged .npy header: its shape is none", "write the file again")
-    if not shape:
-        raise DataError(f"{what} is a single number; samples run along the first axis", "save an array of samples")
-    if len(shape) > _MAX_AXES:
-        raise DataError(f"{what} has {len(shape)} axes; at most {_MAX_AXES} are supported", "reshape it before saving")
-    if 0 in shape:
-        raise DataError(f"{what} is empty: its shape is {shape}", "save at least one sample of at least one value")
-    return Header(descr, shape[0], shape[1:], bool(fortran) and len(shape) > 1)
-
-
-def _header_bytes(header: Header, count: int) -> bytes:
-    shape = (count, *header.sample_shape)
-    text = f"{{'descr': '{header.descr}', 'fortran_order': False, 'shape': {shape!r}, }}"
-    padding = -(10 + len(text) + 1) % 64
-    body = text.encode("latin1") + b" " * padding + b"\n"
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(body)) + body
-
-
-def _samples(file: IO[bytes], header: Header, chosen: Sequence[int], what: str) -> Iterator[bytes]:
-    start, position = file.tell(), 0
-    for first, count in _runs(chosen):
-        if first != position:
-            file.seek(start + first * header.sample_bytes)
-        left = count * header.sample_bytes
-        while left:
-            piece = file.read(min(left, _PIECE))
-            if not piece:
-                raise DataError(f"{what} ends before sample {first + count - 1}", "write the file again")
-            left -= len(piece)
-            yield piece
-        position = first + count
-
-
-def _runs(indices: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Ascending indices as (first, count) of consecutive ones, so that reading stays sequential."""
-    if isinstance(indices, range):
-        yield indices.start, len(indices)
-        return
-    first, count = 0, 0
-    for index in indices:
-        if count and index == first + count:
-            count += 1
-            continue
-        if count:
-            yield first, count
-        first, count = index, 1
-    if count:
-        yield first, count
-
-
-def _fortran_samples(
-    path: Path | None, file: IO[bytes], header: Header, chosen: Sequence[int], what: str
-) -> Iterator[bytes]:
-    """Each sample's bytes lie all over the array: mapped from the file at `path`, else read whole from `file`."""
-    import numpy as np
-
-    shape = (header.count, *header.sample_shape)
-    array: np.ndarray[Any, Any]
-    if path is not None:
-        array = np.memmap(path, header.descr, "r", file.tell(), shape, "F")
+def _stream(data: Data, sampling: Sampling) -> tuple[list[str], Iterator[bytes]]:
+    """What the samples are called where they have names, and the stream in pieces."""
+    if isinstance(data, ArrayData):
+        return [], stream_array(data.path, data.member, sampling)
+    if isinstance(data, LabelData):
+        names = [name for name, _ in matching(data.folder, data.pattern)]
+        values = tables.labels(data.path, names)
+        return [], _numbers([values[index] for index in chosen(len(values), sampling, data.pattern)])
+    if isinstance(data, RecordData):
+        return _records(data, sampling)
+    if isinstance(data, ColumnData):
+        entries = tables.column(data.path, data.column)
+        if data.numbers:
+            used = [entries[index] for index in chosen(len(entries), sampling, data.path.name)]
+            return [], _numbers(tables.numbers(data.path, used, data.column))
+        files, form = _listed(data, sampling), "files"
     else:
-        data = file.read(header.count * header.sample_bytes)
-        if len(data) < header.count * header.sample_bytes:
-            raise DataError(f"{what} ends before its last sample", "write the file again")
-        array = np.frombuffer(data, header.descr).reshape(shape, order="F")
-    for index in chosen:
-        yield np.ascontiguousarray(array[index]).tobytes()
+        found = matching(data.folder, data.pattern)
+        files, form = [found[index] for index in chosen(len(found), sampling, data.pattern)], data.form
+    return [name for name, _ in files], _files(files, form)
+
+
+def _listed(data: ColumnData, sampling: Sampling) -> list[tuple[str, Path]]:
+    """The selected files of a CSV column: as they are written there, and their paths."""
+    entries = tables.column(data.path, data.column)
+    used = [entries[index] for index in chosen(len(entries), sampling, data.path.name)]
+    if data.numbers:
+        return []
+    for line, name in used:
+        path = data.path.parent / name
+        if not path.is_file():
+            what = "is no plain file" if os.path.lexists(path) else "does not exist"
+            raise DataError(
+                f"{data.path.name}:{line}: {name[:200]} {what}", f"files are looked for in {data.path.parent}"
+            )
+    return [(name, data.path.parent / name) for _, name in used]
+
+
+def _files(files: Sequence[tuple[str, Path]], form: str) -> Iterator[bytes]:
+    sizes = [path.stat().st_size for _, path in files]
+    empty = next((name for (name, _), size in zip(files, sizes, strict=True) if not size), None)
+    if empty is not None:
+        raise DataError(f"{empty} is empty", "remove it, or copy it again")
+    yield container.head(form, sizes)
+    for (name, path), size in zip(files, sizes, strict=True):
+        read = 0
+        with path.open("rb") as file:
+            while piece := file.read(_PIECE):
+                if not read and piece.startswith(LFS_POINTER):
+                    raise lfs_pointer(name)
+                read += len(piece)
+                yield piece
+        if read != size:
+            raise DataError(f"{name} changed while it was read", "build again once it is at rest")
+
+
+def _records(data: RecordData, sampling: Sampling) -> tuple[list[str], Iterator[bytes]]:
+    shards = [records.scan(name, path) for name, path in matching(data.folder, data.pattern)]
+    firsts = [*accumulate((len(shard.starts) for shard in shards), initial=0)]
+    if not firsts[-1]:
+        raise DataError(f"the files that match {data.pattern} hold no record", "write at least one")
+    used = []
+    for index in chosen(firsts[-1], sampling, data.pattern):
+        number = bisect_right(firsts, index) - 1
+        used.append((shards[number], index - firsts[number]))
+
+    def pieces() -> Iterator[bytes]:
+        yield records.head(len(used), dict(data.features))
+        for shard, number in used:
+            yield from records.copy(shard, number)
+
+    return [f"record {number} of {shard.name}" for shard, number in used], pieces()
+
+
+def _numbers(values: Sequence[tables.Number]) -> Iterator[bytes]:
+    import struct
+
+    whole = all(isinstance(value, int) for value in values)
+    yield header_bytes(Header("<i8" if whole else "<f8", len(values), (), False), len(values))
+    yield struct.pack(f"<{len(values)}{'q' if whole else 'd'}", *values)

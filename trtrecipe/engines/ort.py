@@ -36,6 +36,10 @@ class OrtEngine:
         except Exception as error:  # ONNX Runtime's errors have no common base
             raise StepError(f"ONNX Runtime cannot run the graph: {_last_words(error)}") from error
 
+    def outputs(self) -> list[tuple[str, str, list[int | str | None]]]:
+        """Name, ONNX Runtime's word for the type, and shape of every output: a size, a name or None for each axis."""
+        return [(output.name, output.type, output.shape) for output in self._session.get_outputs()]
+
     def conditions(self) -> dict[str, str | int]:
         """Runtime, version, CPU and threads."""
         return {

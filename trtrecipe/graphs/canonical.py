@@ -7,7 +7,8 @@ nodes need them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -39,18 +40,49 @@ def canonical(model: ModelProto, rename: bool = False) -> ModelProto:
     (exports from TensorFlow) Identity nodes go too, and names inside are derived from the layers'; without, given names
     stay and only missing or repeated node names are filled in. Raises StepError for a graph with a cycle.
     """
+    if rename:
+        return renamed(model).model
     result = ModelProto()
     result.CopyFrom(model)
     _strip(result)
-    if rename:
-        level_identities(result)
     _arrange(result.graph)
-    if rename:
-        _Renamer(result).run()
-    else:
-        name_nodes(result.graph)
+    name_nodes(result.graph)
     _stamp(result)
     return result
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """`constants`: node of the main graph → the names that the constants had which it alone reads.
+
+    `layers`: how names were restored.
+    """
+
+    model: ModelProto
+    constants: Mapping[str, tuple[str, ...]]
+    layers: LayerNames
+
+
+def renamed(model: ModelProto) -> Renamed:
+    """`canonical` with `rename`, and what the former names tell."""
+    result = ModelProto()
+    result.CopyFrom(model)
+    _strip(result)
+    level_identities(result)
+    _arrange(result.graph)
+    own = _own_constants(result.graph)
+    renamer = _Renamer(result)
+    renamer.run()
+    constants = {node.name: names for node, names in zip(result.graph.node, own, strict=True)}
+    _stamp(result)
+    return Renamed(result, constants, renamer.layers)
+
+
+def _own_constants(graph: GraphProto) -> list[tuple[str, ...]]:
+    """For each node the constants that it alone reads."""
+    readers = consumers(graph)
+    constants = {tensor.name for tensor in graph.initializer}
+    return [tuple(name for name in node.input if name in constants and len(readers[name]) == 1) for node in graph.node]
 
 
 def _strip(model: ModelProto) -> None:
@@ -226,7 +258,7 @@ class _Renamer:
         self._graph = model.graph
         self._opset = opset(model)
         interface = {value.name for value in (*model.graph.input, *model.graph.output)}
-        self._layers = LayerNames(node.name for node in model.graph.node)
+        self.layers = LayerNames(node.name for node in model.graph.node)
         self._nodes = Unique()
         self._tensors = Unique(interface)
         self._fixed = {name: name for name in interface}
@@ -288,13 +320,13 @@ class _Renamer:
     ) -> tuple[str, str | None]:
         """The wanted name, and the name it leans on where tf2onnx gave the node none."""
         if not is_generated(node.name):
-            name = self._layers.name(node.name)
+            name = self.layers.name(node.name)
             return (f"{name}/{node.op_type}" if is_added(node.name) else name), None
         # A constant that only this node reads tells the layer: tf2onnx names the Conv it fuses `Conv__66`, its weights
         # by the layer still.
         for name in node.input:
             if name in constants and len(readers[name]) == 1 and "/" in name and not is_generated(name):
-                scope = self._layers.name(name).rpartition("/")[0]
+                scope = self.layers.name(name).rpartition("/")[0]
                 if scope:
                     return scope, None
         for name in node.input:

@@ -9,6 +9,7 @@ from typing import Any
 import onnxruntime
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper, shape_inference
 
+from trtrecipe.graphs.carried import is_pair_node
 from trtrecipe.graphs.edit import remove_nodes, subgraphs
 from trtrecipe.graphs.files import opset
 
@@ -34,7 +35,8 @@ def fold_constants(model: ModelProto) -> bool:
     """Replace nodes whose inputs are all constant by their results, in place; whether there were any.
 
     Results that would be large and larger than their inputs (Expand, Tile, Range) stay computed, and so do nodes for
-    which ONNX Runtime has no kernel. Graph outputs stay the output of a node.
+    which ONNX Runtime has no kernel. Graph outputs stay the output of a node. Q/DQ stay too: pairs on weights say that
+    the weights are quantized, and with which scales.
     """
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
@@ -59,6 +61,7 @@ def _foldable(node: NodeProto, constants: Mapping[str, TensorProto], outputs: se
         not node.domain
         and any(node.input)
         and node.op_type not in RANDOM
+        and not is_pair_node(node)
         and not any(subgraphs(node))
         and all(not name or name in constants for name in node.input)
         and not outputs.intersection(node.output)

@@ -9,7 +9,7 @@ import onnx.inliner
 from onnx import ModelProto
 
 from trtrecipe.errors import StepError
-from trtrecipe.graphs import sound
+from trtrecipe.graphs import carried, sound
 from trtrecipe.graphs.canonical import canonical
 from trtrecipe.graphs.files import opset
 from trtrecipe.graphs.opset import to_opset
@@ -29,6 +29,7 @@ def read(path: Path, wanted: int | None) -> ModelProto:
     sound.require_one_file(model)
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
+    carried.adopt(model)
     sound.require_known_operators(model)
     sound.check(model)
     sound.require_inference_form(model)

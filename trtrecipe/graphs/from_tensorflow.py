@@ -20,7 +20,7 @@ from typing import Any
 from onnx import ModelProto
 
 from trtrecipe.errors import StepError
-from trtrecipe.graphs import sound, tensorflow_repairs
+from trtrecipe.graphs import fake_quant, sound, tensorflow_repairs
 from trtrecipe.graphs.interface import TensorSpec
 from trtrecipe.graphs.names import cleaned, rename_interface
 from trtrecipe.graphs.shapes import OPEN, Shape
@@ -30,6 +30,9 @@ DEFAULT_SIGNATURE = "serving_default"
 OPSETS = (13, 16, 17, 18)
 """Tried in turn when the recipe asks for none: the oldest devices take 13, some operators need more."""
 
+_LEFT_OUT = ("merge_duplication", "q_dq_optimizer")
+"""Optimizers of tf2onnx. Which of two equal nodes stays is left to chance in the first, and with it the name: equal
+nodes are merged by us. The second moves Q/DQ away from where the model has them."""
 _END = "trtrecipe_output_"
 _HDF5 = b"\x89HDF"
 
@@ -310,16 +313,23 @@ def _convert(definition: Any, frozen: Frozen, opset: int) -> _Converted:
     from tf2onnx import optimizer, tf_loader, tfonnx
 
     inputs, outputs = list(frozen.tensors.values()), list(frozen.outputs.values())
-    # Which of two equal nodes stays is left to chance there, and with it the name: equal nodes are merged by us.
-    optimizers = {name: kind for name, kind in optimizer._optimizers.items() if name != "merge_duplication"}
+    optimizers = {name: kind for name, kind in optimizer._optimizers.items() if name not in _LEFT_OUT}
     with (
         _explained("tf2onnx cannot convert the model"),
         tensorflow_repairs.failures_noted() as notes,
         tf.Graph().as_default() as graph,
     ):
-        tf.import_graph_def(tf_loader.tf_optimize(inputs, outputs, definition), name="")
+        optimized = tf_loader.tf_optimize(inputs, outputs, definition)
+        fake_quant.require_expressible(optimized)
+        fake_quant.keep_from_folding(optimized)
+        tf.import_graph_def(optimized, name="")
         converted = tfonnx.process_tf_graph(
-            graph, continue_on_error=True, opset=opset, input_names=inputs, output_names=outputs
+            graph,
+            continue_on_error=True,
+            custom_op_handlers=fake_quant.handlers(),
+            opset=opset,
+            input_names=inputs,
+            output_names=outputs,
         )
         tensorflow_repairs.give_scalars_an_axis(converted)
         model: ModelProto = optimizer.optimize_graph(converted, optimizers=optimizers).make_model("model")

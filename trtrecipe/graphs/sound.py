@@ -6,6 +6,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from trtrecipe.errors import StepError
+from trtrecipe.graphs.carried import INTEGER_OPERATORS
 from trtrecipe.graphs.edit import DEFAULT_DOMAINS, all_graphs, all_nodes, all_tensors, attribute
 from trtrecipe.graphs.files import opset
 
@@ -13,7 +14,6 @@ LISTED = 8
 """Most lines that one message lists."""
 
 _DOMAINS = (*DEFAULT_DOMAINS, "ai.onnx.ml")
-_QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul")
 
 
 def check(model: ModelProto) -> None:
@@ -62,13 +62,18 @@ def require_known_operators(model: ModelProto) -> None:
 
 
 def require_inference_form(model: ModelProto) -> None:
-    """Refuse a graph left in training mode, one that is quantized already, and one without inputs or outputs."""
+    """Refuse a graph in training mode, one that computes on integers, and one without inputs or outputs.
+
+    Quantization in the form of Q/DQ pairs is none of these: prepare brings it into TensorRT's form.
+    """
     if training := [_label(node) for node in all_nodes(model.graph) if _trains(node, model)]:
         raise StepError("the model is in training mode:\n" + listed(training), hint="export it for inference")
-    if quantized := [_label(node) for node in all_nodes(model.graph) if node.op_type in _QUANTIZED]:
+    if quantized := [_label(node) for node in all_nodes(model.graph) if node.op_type in INTEGER_OPERATORS]:
         raise StepError(
-            "the model is quantized already:\n" + listed(quantized),
-            hint="give the float model; precision.mode says what trtrecipe makes of it",
+            "the model is quantized with operators that compute on integers, which TensorRT has not:\n"
+            + listed(quantized),
+            hint="quantize it with QuantizeLinear/DequantizeLinear around float operators (ONNX Runtime: "
+            "quantize_static with quant_format=QDQ), or give the float model and let trtrecipe quantize it",
         )
     constant = {tensor.name for tensor in model.graph.initializer}
     if all(value.name in constant for value in model.graph.input):

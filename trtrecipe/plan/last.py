@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trtrecipe.data.sources import in_words
 from trtrecipe.plan.graph import Step
 from trtrecipe.plan.reason import Reason
 from trtrecipe.plan.sources import SampleSource
@@ -44,7 +45,7 @@ def dump(last: LastStep) -> dict[str, Any]:
 def sources_in_words(step: Step) -> dict[str, str]:
     """Role → which samples it is made of. None of this is in a key: only the samples themselves are."""
     return {
-        role: f"{source.sampling} of {source.member or source.path.name}"
+        role: f"{source.sampling} of {in_words(source.data)}"
         for role, source in step.inputs.items()
         if isinstance(source, SampleSource)
     }

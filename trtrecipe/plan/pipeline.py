@@ -10,10 +10,10 @@ from typing import Any
 from trtrecipe.data.sampling import Sampling
 from trtrecipe.plan.graph import Graph, RecipePlan, Step, StepOutput, TargetPlan
 from trtrecipe.plan.machine import Machine, rtx_runs_on
-from trtrecipe.plan.sources import ModelSource, SampleSource, Source, model_format
+from trtrecipe.plan.samples import sample_sources
+from trtrecipe.plan.sources import ModelSource, Source, model_format
 from trtrecipe.plan.tools import version
 from trtrecipe.recipe.load import Loaded
-from trtrecipe.recipe.model import Data, NpzData
 from trtrecipe.steps.registry import STEPS
 from trtrecipe.targets.catalog import load_catalog
 from trtrecipe.targets.spec import Target
@@ -61,7 +61,7 @@ class _Shared:
     def of(cls, loaded: Loaded) -> _Shared:
         recipe = loaded.recipe
         model = ModelSource(loaded.file(recipe.model.source), loaded.problem(("model", "source"), ""))
-        preprocess = {name: [op.model_dump() for op in ops] for name, ops in recipe.preprocess.items()}
+        preprocess = {name: [op.model_dump(exclude_none=True) for op in ops] for name, ops in recipe.preprocess.items()}
         judged_on, metric = _evaluation(loaded)
         return cls(
             loaded=loaded,
@@ -113,26 +113,35 @@ class _Adder:
 
 
 def _plan_target(shared: _Shared, target: Target, machine: Machine, steps: dict[str, Step]) -> TargetPlan:
-    add = _Adder(shared.loaded.recipe.name, target.id, steps)
-    exported, prepared = _plan_model(add, shared, target)
-    lowered = _plan_lower(add, target, prepared)
+    add = _Adder(shared.loaded.recipe.name, target.label, steps)
+    exported, layers, prepared = _plan_model(add, shared, target)
+    lowered, keep = _plan_lower(add, target, prepared, layers)
     judging = shared.judging(target)
     reference = add.add("reference", "", {"onnx": exported, **shared.judged_on}, judging)
     artifacts = {"preprocessing": StepOutput(reference, "preprocessing")}
-    if target.mode == "int8":
-        artifacts["scales"] = _plan_calibrate(add, shared, prepared)
-        quantized = add.add("quantize", target.dialect.id, {"onnx": lowered, "scales": artifacts["scales"]}, {})
-        lowered = StepOutput(quantized, "onnx")
-    if target.dialect.strongly_typed and target.float_precision == "fp16":
-        lowered = StepOutput(add.add("convert", target.dialect.id, {"onnx": lowered}, {"precision": "fp16"}), "onnx")
-    artifacts["onnx"] = lowered
+    scales = _plan_calibrate(add, shared, target, prepared)
     judged_on: Inputs = {"reference": StepOutput(reference, "outputs"), **shared.judged_on}
+    artifacts["onnx"] = lowered
+    if target.mode == "int8":
+        assert scales is not None  # a rule of the recipe: int8 needs calibration
+        artifacts["scales"] = scales
+        if target.quantization == "implicit":
+            artifacts["calibration_table"] = _plan_table(add, target, lowered, scales)
+        else:
+            if target.search:
+                keep = _plan_search(add, target, artifacts, keep, judged_on, judging)
+            quantized = add.add("quantize", target.dialect.id, {"onnx": lowered, "scales": scales, "keep": keep}, {})
+            artifacts["onnx"] = StepOutput(quantized, "onnx")
+    if target.dialect.strongly_typed and target.float_precision == "fp16":
+        ranges: Inputs = {"scales": scales} if scales is not None else {}
+        inputs = {"onnx": artifacts["onnx"], "keep": keep, **ranges}
+        artifacts["onnx"] = StepOutput(add.add("convert", target.dialect.id, inputs, {"precision": "fp16"}), "onnx")
     evaluates = _plan_engine(add, target, machine, artifacts, judged_on, judging)
     return TargetPlan(target, tuple(add.used), artifacts, evaluates)
 
 
-def _plan_model(add: _Adder, shared: _Shared, target: Target) -> tuple[StepOutput, StepOutput]:
-    """fetch, export and prepare; the exported and the prepared graph."""
+def _plan_model(add: _Adder, shared: _Shared, target: Target) -> tuple[StepOutput, StepOutput, StepOutput]:
+    """fetch, export and prepare; the exported graph, its layers, and the prepared graph."""
     model = shared.loaded.recipe.model
     fetched = add.add("fetch", "", {"source": shared.model}, {"format": shared.model_format})
     params = {
@@ -142,11 +151,14 @@ def _plan_model(add: _Adder, shared: _Shared, target: Target) -> tuple[StepOutpu
         "dims": sorted(target.dims),
         "opset": model.opset,
     }
-    exported = StepOutput(add.add("export", "", {"model": StepOutput(fetched, "model")}, params), "onnx")
-    return exported, StepOutput(add.add("prepare", "", {"onnx": exported}, {}), "onnx")
+    export = add.add("export", "", {"model": StepOutput(fetched, "model")}, params)
+    exported = StepOutput(export, "onnx")
+    prepared = StepOutput(add.add("prepare", "", {"onnx": exported}, {}), "onnx")
+    return exported, StepOutput(export, "layers"), prepared
 
 
-def _plan_lower(add: _Adder, target: Target, prepared: StepOutput) -> StepOutput:
+def _plan_lower(add: _Adder, target: Target, prepared: StepOutput, layers: StepOutput) -> tuple[StepOutput, StepOutput]:
+    """The graph in the target's dialect, and which of its nodes stay in a higher precision."""
     dialect = target.dialect
     params = {
         "dialect": dialect.id,
@@ -154,17 +166,69 @@ def _plan_lower(add: _Adder, target: Target, prepared: StepOutput) -> StepOutput
         "operators_from": dialect.operators_from,
         "operators_sha256": load_catalog().operators_sha256(dialect),
         "assumed": dialect.assumed,
+        "mode": target.mode,
+        "fallback": target.fallback,
+        "keep": [
+            {key: entry.get(key) for key in ("layers", "operators", "between", "precision")} for entry in target.keep
+        ],
     }
-    return StepOutput(add.add("lower", dialect.id, {"onnx": prepared}, params), "onnx")
+    lower = add.add("lower", dialect.id, {"onnx": prepared, "layers": layers}, params)
+    return StepOutput(lower, "onnx"), StepOutput(lower, "keep")
 
 
-def _plan_calibrate(add: _Adder, shared: _Shared, prepared: StepOutput) -> StepOutput:
-    calibration = shared.loaded.recipe.calibration
-    assert calibration is not None  # a rule of the recipe: int8 needs it
-    samples = _samples(shared.loaded, "calibration", Sampling(calibration.samples, calibration.seed))
-    params = {"method": calibration.method, "preprocess": shared.preprocess}
-    resources = {"memory": calibration.memory}
-    return StepOutput(add.add("calibrate", "", {"onnx": prepared, **samples}, params, resources=resources), "scales")
+def _plan_calibrate(add: _Adder, shared: _Shared, target: Target, prepared: StepOutput) -> StepOutput | None:
+    """The scales. Where FP16 is baked into a graph without INT8, they serve for their ranges: only those of samples."""
+    loaded, calibration = shared.loaded, shared.loaded.recipe.calibration
+    bakes = target.mode == "fp16" and target.dialect.strongly_typed
+    if calibration is None or not (target.mode == "int8" or (bakes and calibration.data is not None)):
+        return None
+    inputs: Inputs = {"onnx": prepared}
+    resources = {}
+    source = "model"
+    if calibration.data is not None:
+        source = "data"
+        inputs |= sample_sources(loaded, "calibration", Sampling(calibration.samples, calibration.seed))
+        resources = {"memory": calibration.memory}
+    elif calibration.table is not None:
+        source = "table"
+        inputs["table"] = ModelSource(loaded.file(calibration.table), loaded.problem(("calibration", "table"), ""))
+    implicit = target.quantization == "implicit"
+    params = {
+        "method": calibration.method,
+        "preprocess": shared.preprocess,
+        "tensors": "all" if implicit else "quantized",
+        "source": source,
+    }
+    scope = "implicit" if implicit else ""
+    return StepOutput(add.add("calibrate", scope, inputs, params, resources=resources), "scales")
+
+
+def _plan_table(add: _Adder, target: Target, lowered: StepOutput, scales: StepOutput) -> StepOutput:
+    """The calibration table for the newest TensorRT that the target's release is known to ship."""
+    assert target.release is not None and target.release.tensorrt  # only Jetsons of a known TensorRT quantize so
+    params = {"tensorrt": target.release.tensorrt[-1]}
+    return StepOutput(add.add("table", target.label, {"onnx": lowered, "scales": scales}, params), "table")
+
+
+def _plan_search(
+    add: _Adder,
+    target: Target,
+    artifacts: Mapping[str, StepOutput],
+    keep: StepOutput,
+    judged_on: Inputs,
+    judging: Mapping[str, Any],
+) -> StepOutput:
+    """Which nodes stay in the fallback: those of `keep`, and those that the gates need."""
+    assert target.gates is not None  # a rule of the recipe: a search needs a gate
+    gates = target.gates.model_dump()
+    params = {
+        **judging,
+        "fallback": target.float_precision,
+        "runtime": BUILDERS[target.profile.family],
+        "gates": {name: gates[name] for name in ("accuracy", "agreement", "cosine")},
+    }
+    inputs = {"onnx": artifacts["onnx"], "scales": artifacts["scales"], "keep": keep, **judged_on}
+    return StepOutput(add.add("search", target.dialect.id, inputs, params), "keep")
 
 
 def _plan_engine(
@@ -184,21 +248,24 @@ def _plan_engine(
     # ONNX Runtime neither builds nor verifies for a range, so that no range may be in its keys.
     ranges = {} if family == "host" else dims
     params = {"builder": builder, "dims": ranges, "workspace": target.workspace}
-    compiled = add.add("compile", target.id, {"onnx": artifacts["onnx"]}, params, waits)
+    sources: Inputs = {"onnx": artifacts["onnx"]}
+    if "calibration_table" in artifacts:
+        sources["table"] = artifacts["calibration_table"]
+    compiled = add.add("compile", target.label, sources, params, waits)
     artifacts["engine"] = StepOutput(compiled, "engine")
     runs = family != "rtx" or rtx_runs_on(machine.gpu, version("tensorrt-rtx"))
     built: Inputs = {"onnx": artifacts["onnx"], "engine": artifacts["engine"]}
     if runs:
         params = {"runtime": builder, "evaluates": "engine", "dims": ranges, **judging}
-        add.add("verify", target.id, built | judged_on, params, waits)
+        add.add("verify", target.label, built | judged_on, params, waits)
     else:
         # Nothing here can execute the engine: its graph is judged instead, and the report says so.
         params = {"runtime": "onnxruntime", "evaluates": "graph", "dims": {}, **judging}
-        add.add("verify", target.id, {"onnx": artifacts["onnx"], **judged_on}, params, waits)
+        add.add("verify", target.label, {"onnx": artifacts["onnx"], **judged_on}, params, waits)
         waits = "needs a GPU that TensorRT for RTX can run on; this machine has none"
     if runs or (target.gates is not None and target.gates.latency_ms is not None):
         opt = {name: {"opt": span.opt} for name, span in target.dims.items()}
-        add.add("benchmark", target.id, built, {"runtime": builder, "dims": opt}, waits)
+        add.add("benchmark", target.label, built, {"runtime": builder, "dims": opt}, waits)
     return "engine" if runs else "graph"
 
 
@@ -208,20 +275,8 @@ def _evaluation(loaded: Loaded) -> tuple[Inputs, dict[str, Any]]:
     if recipe.evaluation is not None:
         sampling = Sampling(recipe.evaluation.samples, recipe.evaluation.seed)
         metric = {"metric": recipe.evaluation.metric, "output": recipe.evaluation.output}
-        return _samples(loaded, "evaluation", sampling), metric
-    if recipe.calibration is not None:
-        samples = _samples(loaded, "calibration", Sampling(DEFAULT_SAMPLES, recipe.calibration.seed, at_most=True))
-        return samples, {"metric": None, "output": None}
+        return sample_sources(loaded, "evaluation", sampling), metric
+    if recipe.calibration is not None and recipe.calibration.data is not None:
+        sampling = Sampling(DEFAULT_SAMPLES, recipe.calibration.seed, at_most=True)
+        return sample_sources(loaded, "calibration", sampling), {"metric": None, "output": None}
     return {}, {"metric": None, "output": None}
-
-
-def _samples(loaded: Loaded, block: str, sampling: Sampling) -> Inputs:
-    """Role "data.INPUT" → samples, for the data of the recipe's block "calibration" or "evaluation"."""
-    data: Data = getattr(loaded.recipe, block).data
-    form, named = ("arrays", data.arrays) if isinstance(data, NpzData) else ("npy", data.npy)
-    samples: Inputs = {}
-    for name, entry in sorted(named.items()):
-        path, member = (loaded.file(data.npz), entry) if isinstance(data, NpzData) else (loaded.file(entry), None)
-        at = loaded.problem((block, "data", form, name), "")
-        samples[f"data.{name}"] = SampleSource(path, member, sampling, at, loaded.problem((block, "samples"), ""))
-    return samples

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trtrecipe.data.sources import ALL_INPUTS
+
 
 @dataclass(frozen=True, slots=True)
 class Reason:
@@ -85,6 +87,8 @@ def _outside(role: str) -> str:
         return "the model"
     if role == "data.label":
         return "the labels"
+    if role == ALL_INPUTS:
+        return "the samples"
     return f"the samples of '{role.removeprefix('data.')}'"
 
 

@@ -11,7 +11,7 @@ from trtrecipe.plan.graph import Graph, Step, StepOutput
 from trtrecipe.plan.last import LastStep, sources_in_words
 from trtrecipe.plan.machine import Machine
 from trtrecipe.plan.reason import NEW, Reason, changes, lost, waits_for
-from trtrecipe.plan.sources import Source
+from trtrecipe.plan.sources import SampleSource, Source
 from trtrecipe.plan.tools import install_hint, version
 from trtrecipe.steps.registry import STEPS
 from trtrecipe.store.blobs import Blob
@@ -71,7 +71,11 @@ class Resolver:
             else:
                 inputs[role] = self._sources[source]
         module = STEPS[step.kind]
-        tools = {tool: version(tool) for tool in module.tools(module.Params(**step.params))}
+        needed = dict.fromkeys(module.tools(module.Params(**step.params)))
+        for source in step.inputs.values():
+            if isinstance(source, SampleSource):
+                needed |= dict.fromkeys(source.tools)
+        tools = {tool: version(tool) for tool in needed}
         if None in tools.values():
             missing = [tool for tool, found in tools.items() if found is None]
             text = f"needs {' and '.join(missing)}, which is not installed; {install_hint(missing[0])}"

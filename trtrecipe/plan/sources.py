@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from trtrecipe.data.errors import DataError
 from trtrecipe.data.sampling import Sampling
-from trtrecipe.data.sources import STREAM, DataError, digest_samples
-from trtrecipe.digest import sha256_file, sha256_json
+from trtrecipe.data.sources import STREAM, ArrayData, Data, digest_samples, in_words, to_json, used_files
+from trtrecipe.digest import canonical_json, sha256_file, sha256_json
 from trtrecipe.errors import InputError, Problem
 from trtrecipe.store.stat import StatCache
 
@@ -25,13 +26,13 @@ class ModelSource:
 
 @dataclass(frozen=True, slots=True)
 class SampleSource:
-    """The selected samples of one .npy file, or of the array `member` of an .npz file."""
+    """The selected samples of `data`. `tools`: the distributions that decide what values they become."""
 
-    path: Path
-    member: str | None
+    data: Data
     sampling: Sampling
     at: Problem = field(compare=False, repr=False)
     samples_at: Problem = field(compare=False, repr=False)
+    tools: tuple[str, ...] = ()
 
 
 Source = ModelSource | SampleSource
@@ -66,7 +67,8 @@ def digest_sources(sources: Iterable[Source], stat: StatCache) -> dict[Source, s
             at = source.samples_at if isinstance(source, SampleSource) and error.field == "samples" else source.at
             problems.append(_blame(at, error.message, error.hint))
         except OSError as error:
-            problems.append(_blame(source.at, f"{error.filename or source.path}: {error.strerror or error}"))
+            name = error.filename or (source.path if isinstance(source, ModelSource) else in_words(source.data))
+            problems.append(_blame(source.at, f"{name}: {error.strerror or error}"))
     if problems:
         raise InputError(dict.fromkeys(problems))
     return digests
@@ -77,14 +79,21 @@ def source_digest(source: Source, stat: StatCache) -> str:
 
     Raises DataError, OSError, FileChangedError.
     """
-    path = source.path
     if isinstance(source, SampleSource):
-        sampling = source.sampling
-        part = f"{STREAM}|{source.member}|{sampling.samples}|{sampling.seed}|{sampling.at_most}"
-        return stat.digest(path, part, lambda: digest_samples(path, source.member, sampling))
+        return _sample_digest(source.data, source.sampling, stat)
+    path = source.path
     if not path.is_dir():
         return stat.digest(path, "", lambda: sha256_file(path))
     return sha256_json([[name, stat.digest(file, "", partial(sha256_file, file))] for name, file in _files(path)])
+
+
+def _sample_digest(data: Data, sampling: Sampling, stat: StatCache) -> str:
+    how = f"{sampling.samples}|{sampling.seed}|{sampling.at_most}"
+    if isinstance(data, ArrayData):
+        return stat.digest(data.path, f"{STREAM}|{data.member}|{how}", lambda: digest_samples(data, sampling))
+    names, files = used_files(data, sampling)
+    what = f"{STREAM}|{canonical_json(to_json(data)).decode()}|{how}"
+    return stat.digest_files(what, names, files, lambda: digest_samples(data, sampling))
 
 
 def _files(folder: Path) -> Iterable[tuple[str, Path]]:

@@ -1,185 +1,274 @@
-"""Runs the calibration samples and counts the values of every activation that quantize puts a pair on.
+"""Observes a graph on the calibration samples: histograms of what is quantized, ranges of everything else.
 
-The samples run through ONNX Runtime with optimizations off, on one thread, and one by one where the model leaves the
-batch open. That is for exactness. With ONNX Runtime 1.31, Conv, ConvTranspose, MatMul, Gemm, Softmax, LSTM and
-LayerNormalization give the same bits for a sample whatever shares its batch, but Elu and Softplus do not: they are
-computed in vectors, and what is left over at the end of a tensor rounds differently. One by one, a sample's values are
-the same wherever it stands, and need the least memory. It costs nothing where convolutions dominate: a graph of
-ResNet-18's shape takes as long per sample in batches of 16.
+Memory: one run's values of the tensors counted, and a histogram for each. Where the limit is too small for all of them
+together they are counted in groups, and the samples run once per group. Ranges cost next to nothing: nodes in the graph
+reduce each tensor to two figures. Processes share the limit; beside it each has the model and ONNX Runtime.
 
-A model with a fixed batch runs as it is. There, and only there, the last bits may depend on the order of samples.
-
-Memory: one run's values of the tensors observed, and a histogram for each. Where the limit is too small for all of them
-together, they are observed in groups, and the samples run once per group.
+What is counted is written to a folder now and then. A calibration that finds such counts of its own takes them over and
+runs only the samples that are missing; as counts are integers, the result is the same.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain, islice
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
-from onnx import TensorProto, helper
 
-from trtrecipe.data.batches import Batch
-from trtrecipe.data.preprocess import Array
-from trtrecipe.engines.ort import OrtEngine
+from trtrecipe.data import checks
+from trtrecipe.data.preprocess import Operations
 from trtrecipe.errors import StepError
-from trtrecipe.graphs import files
-from trtrecipe.quant.company import check_independence, has_open_batch
+from trtrecipe.quant import counts
+from trtrecipe.quant.activations import Activation, activations
+from trtrecipe.quant.counting import Given, Group, Saver, Watch, count
+from trtrecipe.quant.counts import Counts, Range, Span
 from trtrecipe.quant.histogram import CELLS, Histogram
-from trtrecipe.quant.sites import find_sites
+from trtrecipe.quant.observed import observing
+from trtrecipe.quant.parts import Part, run_all
 
-BATCH = 1
-"""Samples that run at once where the model leaves the number open."""
+WORTH = 1.0
+"""Seconds of work that a process of its own is started for: about twice what starting it costs."""
 
 _HISTOGRAM = 8 * (1 + CELLS)
 _COPIES = 2  # ONNX Runtime's buffer and the array that it gives out
+_FEEDS = 3  # a sample as it is stored, as float32 while it is preprocessed, and as it is fed
 
-Batches = Callable[[], Iterable[Batch]]
+Finish = Callable[[str, Histogram], None]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What observing may use: bytes of memory beside the model, processes, and a folder for what is counted so far.
+
+    The folder's name stands for the work; counts of work of another name in it are not taken over.
+    """
+
+    memory: int
+    jobs: int = 1
+    checkpoint: Path | None = None
 
 
 @dataclass(frozen=True)
 class Observed:
-    """Activation tensor → histogram of its values; notes; and how often the samples ran."""
+    """Ranges by tensor; notes; and of the work: samples, passes over them, processes, samples run and taken over."""
 
-    histograms: Mapping[str, Histogram]
+    ranges: Mapping[str, Range]
     notes: tuple[str, ...]
+    samples: int
     passes: int
+    processes: int
+    runs: int
+    resumed: int
 
 
-def observe(model: onnx.ModelProto, batches: Batches, memory: int) -> Observed:
-    """The histogram of every tensor that quantize needs, within `memory` bytes, which does not change the result.
+def observe(
+    model: onnx.ModelProto,
+    inputs: Mapping[str, Path],
+    preprocess: Mapping[str, Operations],
+    needed: Mapping[str, str],
+    everything: bool,
+    limits: Limits,
+    finish: Finish,
+) -> Observed:
+    """Give the histogram of every tensor in `needed` (→ the node that reads it) to `finish`, one after the other.
 
-    `batches` is called once per group of tensors, and once to learn their sizes. Raises StepError naming tensor and
-    node for NaN and infinite values and for values that depend on other samples; and when `batches` is empty.
+    With `everything`, of every FP32 activation; those not needed that become NaN or infinite are left out, with a note.
+    `inputs` are the step's: "onnx", which `model` is, and "data.*". Limits do not change the result. Raises StepError
+    naming tensor and node for NaN and infinite values in what is needed and for values that depend on other samples,
+    and for samples that are too large for this machine.
     """
-    found = find_sites(model)
-    readers = {site.activation: site.node for site in reversed(found.sites)}
-    sizes = _sizes(model, list(readers), batches())
-    histograms: dict[str, Histogram] = {}
-    groups = _groups(sizes, memory)
-    for group in groups:
-        histograms |= _histograms(model, {name: readers[name] for name in group}, batches())
-    return Observed({name: histograms[name] for name in sorted(histograms)}, found.skipped, len(groups))
+    given = Given.open(model, inputs, preprocess)
+    _check_samples_fit(given)
+    looked = checks.look(given.samples, given.graph, given.preprocess)
+    found = activations(given.model, next(given.batches([(0, given.samples.count)]))[1].feeds)
+    counted = [name for name in found if everything or name in needed]
+    sizes = {name: _COPIES * found[name].size + _HISTOGRAM for name in counted}
+    _check_tensors_fit(found, sizes)
+    groups, processes = _plan(sizes, limits, -(-given.samples.count // given.batch))
+    ranged = tuple(name for name in found if name not in sizes)
+    watch = Watch(
+        tuple(Group(tuple(group), () if number else ranged) for number, group in enumerate(groups)),
+        needed,
+        {name: activation.maker for name, activation in found.items()},
+    )
+    with ExitStack() as stack:
+        folder = limits.checkpoint
+        if folder is None and processes > 1:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        observed = _Calibration(given, inputs, watch, folder).run(processes, finish)
+    large = _beyond(sizes, watch.makers, limits.memory)
+    return replace(observed, notes=(*looked, *observed.notes, *large))
 
 
-def _sizes(model: onnx.ModelProto, tensors: Sequence[str], batches: Iterable[Batch]) -> dict[str, int]:
-    """Bytes of every tensor in one run."""
-    batch = next(iter(batches), None)
-    if batch is None:
-        raise StepError("there are no calibration samples", "give at least one under calibration.data")
-    sizes = _declared(model, tensors, batch)
-    unknown = [name for name in tensors if name not in sizes]
-    if unknown:
-        sizes |= _measured(model, unknown, batch)
-    return {name: 4 * sizes[name] for name in tensors}
+class _Calibration:
+    """One pass of each group over the samples. `run` may be called once."""
+
+    def __init__(self, given: Given, inputs: Mapping[str, Path], watch: Watch, folder: Path | None) -> None:
+        self._given, self._inputs, self._watch, self._folder = given, inputs, watch, folder
+        self._count = given.samples.count
+        self._layouts = [
+            counts.layout_name(
+                {
+                    "work": folder.name if folder is not None else None,
+                    "counted": group.counted,
+                    "ranged": group.ranged,
+                    "samples": self._count,
+                    "batch": given.batch,
+                }
+            )
+            for group in watch.groups
+        ]
+        self._token = os.urandom(4).hex()  # files of this run are not those of an earlier one
+
+    def run(self, processes: int, finish: Finish) -> Observed:
+        done = [self._saved(number).spans for number in range(len(self._watch.groups))]
+        missing = [counts.missing(spans, self._count) for spans in done]
+        runs = sum(stop - start for spans in missing for start, stop in spans)
+        if processes > 1:
+            processes = max(1, min(processes, int(_seconds(self._given, runs) / WORTH)))
+        if processes > 1:
+            self._count_in_parts(missing, processes)
+        ranges: dict[str, Range] = {}
+        odd: set[str] = set()
+        for number in range(len(self._watch.groups)):
+            total = self._saved(number)
+            if processes == 1:
+                total.merge(self._count_here(number, counts.missing(total.spans, self._count)))
+            if counts.missing(total.spans, self._count):
+                raise StepError("what was counted of the samples was damaged on disk", "check that disk")
+            ranges |= total.ranges
+            odd |= total.odd
+            for name in list(total.histograms):
+                histogram = total.histograms.pop(name)
+                if histogram.count:
+                    ranges[name] = histogram.min, histogram.max
+                finish(name, histogram)
+        passes = len(self._watch.groups)
+        kept = {name: found for name, found in sorted(ranges.items()) if found != counts.NOTHING}
+        return Observed(kept, self._notes(odd), self._count, passes, processes, runs, self._count * passes - runs)
+
+    def _saved(self, number: int) -> Counts:
+        if self._folder is None:
+            return Counts()
+        return counts.read_all(self._folder, number, self._layouts[number])
+
+    def _path(self, number: int, part: int) -> Path | None:
+        if self._folder is None:
+            return None
+        return self._folder / counts.file_name(number, f"{self._token}-{part}")
+
+    def _count_here(self, number: int, spans: Sequence[Span]) -> Counts:
+        if not spans:
+            return Counts()
+        path = self._path(number, 0)
+        saver = Saver(path, self._layouts[number]) if path is not None else None
+        whole = spans == [(0, self._count)]
+        found = count(self._given, self._watch, self._watch.groups[number], spans, saver, check=whole)
+        if saver is not None and number + 1 < len(self._watch.groups):
+            saver.write(found)  # the next group takes as long again
+        return found
+
+    def _count_in_parts(self, missing: Sequence[Sequence[Span]], processes: int) -> None:
+        shares = [counts.shares(spans, processes, self._given.batch) for spans in missing]
+        run_all(
+            [
+                Part(
+                    inputs={role: str(path.absolute()) for role, path in self._inputs.items()},
+                    preprocess=self._given.preprocess,
+                    watch=self._watch,
+                    layouts=self._layouts,
+                    spans=[share[part] for share in shares],
+                    saved=[str(self._path(number, part)) for number in range(len(missing))],
+                    # Looked at once: by who has the first samples of a group, when none of it is done.
+                    check=[part == 0 and spans == [(0, self._count)] for spans in missing],
+                )
+                for part in range(processes)
+            ]
+        )
+
+    def _notes(self, odd: set[str]) -> tuple[str, ...]:
+        return tuple(
+            f"tensor {name}, made by {maker}, becomes NaN or infinite on the calibration data; it has no range and no "
+            "scale"
+            for name, maker in self._watch.makers.items()
+            if name in odd
+        )
 
 
-def _declared(model: onnx.ModelProto, tensors: Iterable[str], batch: Batch) -> dict[str, int]:
-    """Number of values of each of the tensors whose shape the graph tells, given the sizes of its inputs."""
-    graph = model.graph
-    dims: dict[str, int] = {}
-    for value in graph.input:
-        if value.name in batch.feeds:
-            shape = value.type.tensor_type.shape.dim
-            dims |= {dim.dim_param: size for dim, size in zip(shape, batch.feeds[value.name].shape, strict=True)}
-    dims.pop("", None)
-    found = {}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        kind = value.type.tensor_type
-        extents = [dims.get(dim.dim_param, dim.dim_value) for dim in kind.shape.dim]
-        if kind.HasField("shape") and all(extents):
-            found[value.name] = math.prod(extents)
-    return {name: found[name] for name in tensors if name in found}
+def _plan(sizes: Mapping[str, int], limits: Limits, batches: int) -> tuple[list[list[str]], int]:
+    """Groups, and how many processes go through them: those that end first, and of equals the fewest.
+
+    Only one process alone may go beyond the limit, for a tensor that does not fit.
+    """
+    most = min(limits.jobs, batches, limits.memory // max(sizes.values()))
+    plans = {n: grouped(sizes, limits.memory // n) for n in range(1, max(1, most) + 1)}
+    processes = min(plans, key=lambda n: (len(plans[n]) / n, n))
+    return plans[processes], processes
 
 
-def _measured(model: onnx.ModelProto, tensors: Iterable[str], batch: Batch) -> dict[str, int]:
-    """Number of values of each tensor. Only that leaves the graph, so it takes no memory for them."""
-    taken = {name for node in model.graph.node for name in node.output}
-    names = {name: _free(f"{name}_size", taken) for name in tensors}
-    nodes = [helper.make_node("Size", [name], [size]) for name, size in names.items()]
-    with _engine(model, names.values(), TensorProto.INT64, nodes) as engine:
-        counted = engine.run(batch.feeds)
-    return {name: int(counted[size]) for name, size in names.items()}
-
-
-def _free(name: str, taken: set[str]) -> str:
-    while name in taken:
-        name += "_"
-    taken.add(name)
-    return name
-
-
-def _groups(sizes: Mapping[str, int], memory: int) -> list[list[str]]:
+def grouped(sizes: Mapping[str, int], memory: int) -> list[list[str]]:
     """The tensors in order, in as few runs of neighbours as fit into `memory`; one that is too large is alone."""
     groups: list[list[str]] = []
     left = 0
     for name, size in sizes.items():
-        need = _COPIES * size + _HISTOGRAM
-        if not groups or need > left:
+        if not groups or size > left:
             groups.append([])
             left = memory
         groups[-1].append(name)
-        left -= need
+        left -= size
     return groups
 
 
-def _histograms(model: onnx.ModelProto, readers: Mapping[str, str], batches: Iterable[Batch]) -> dict[str, Histogram]:
-    """Tensor → histogram over all batches, for the tensors in `readers` (tensor → the node that reads it)."""
-    histograms = {name: Histogram() for name in readers}
-    rest = iter(batches)
-    first = list(islice(rest, 2))
-    with _engine(model, readers, TensorProto.FLOAT) as engine:
-        if [batch.size for batch in first] == [1, 1] and has_open_batch(model):
-            check_independence(engine, readers, *first)
-        for batch in chain(first, rest):
-            values = engine.run(batch.feeds)
-            for name, histogram in histograms.items():
-                try:
-                    histogram.add(_real(values.pop(name), batch))
-                except ValueError:
-                    raise StepError(
-                        f"tensor {name}, the input of {readers[name]}, becomes NaN or infinite on the calibration data",
-                        "check preprocess (scale, mean, std) and that the samples are of the kind the model was "
-                        "trained on",
-                    ) from None
-    return histograms
+def _seconds(given: Given, runs: int) -> float:
+    """What running so many samples takes, by one of them."""
+    _, batch = next(given.batches([(0, given.samples.count)]))
+    with observing(given.model, [value.name for value in given.model.graph.output]) as engine:
+        engine.run(batch.feeds)
+        started = time.monotonic()
+        engine.run(batch.feeds)
+        return (time.monotonic() - started) * runs / batch.count
 
 
-def _real(values: Array, batch: Batch) -> Array:
-    """`values` without those of samples that only fill the last batch.
-
-    A first axis that is a multiple of the batch's counts samples too (several rows of each, as after a Reshape).
-    """
-    if values.ndim == 0 or len(values) % batch.size:
-        return values
-    return values[: len(values) // batch.size * batch.count]
+def physical_memory() -> int:
+    """Bytes that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _engine(
-    model: onnx.ModelProto, tensors: Iterable[str], kind: int, nodes: Sequence[onnx.NodeProto] = ()
-) -> OrtEngine:
-    """`model` with `nodes` added, giving out `tensors` alone.
+def _check_samples_fit(given: Given) -> None:
+    """Before one is read: what does not fit would end the process without a word."""
+    for spec in given.graph.inputs:
+        shape = given.samples.shapes[spec.name]
+        values = given.batch * math.prod(shape)
+        _check_fits(f"input {spec.name} of {given.batch} x {list(shape)} values", _FEEDS * 4 * values)
 
-    The model is changed and put right again, and goes through a file, as there would be more copies of its weights in
-    memory otherwise.
-    """
-    graph = model.graph
-    outputs, count = list(graph.output), len(graph.node)
-    try:
-        graph.node.extend(nodes)
-        del graph.output[:]
-        graph.output.extend(helper.make_tensor_value_info(name, kind, None) for name in tensors)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "observed.onnx"
-            files.save(model, path)
-            return OrtEngine(path)
-    finally:
-        del graph.output[:]
-        graph.output.extend(outputs)
-        del graph.node[count:]
+
+def _check_tensors_fit(found: Mapping[str, Activation], sizes: Mapping[str, int]) -> None:
+    for name, size in sizes.items():
+        _check_fits(f"tensor {name}, made by {found[name].maker}, in one run", size)
+
+
+def _beyond(sizes: Mapping[str, int], makers: Mapping[str, str], memory: int) -> list[str]:
+    """What had to take more memory than the limit allows."""
+    beyond = [name for name in sizes if sizes[name] > memory]
+    if not beyond:
+        return []
+    most = max(beyond, key=lambda name: sizes[name])
+    return [
+        f"{len(beyond)} of the tensors take more to observe than the limit of {memory / 2**20:.0f} MiB of memory, the "
+        f"largest {sizes[most] / 2**20:.0f} MiB ({most}, made by {makers[most]}); each was observed alone"
+    ]
+
+
+def _check_fits(what: str, need: int) -> None:
+    have = physical_memory()
+    if need > have:
+        raise StepError(
+            f"{what} takes {need / 2**30:.1f} GiB while it is observed, and this machine has {have / 2**30:.1f} GiB",
+            "calibrate with smaller samples, or on a machine with more memory",
+        )

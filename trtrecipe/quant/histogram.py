@@ -104,6 +104,12 @@ class Histogram:
         bounds: Float64 = np.minimum(patterns, infinity).astype(np.uint32).view(np.float32).astype(np.float64)
         return bounds
 
+    def above(self, threshold: float) -> int:
+        """How many |x| are beyond `threshold`, as far as cells tell: those in cells that begin at it or further up."""
+        if threshold >= self.largest:
+            return 0
+        return int(self.counts[1:][self.edges()[:-1] >= threshold].sum())
+
     def linear(self) -> tuple[Counts, float]:
         """Counts in bins of equal width from 0 to the largest |x|, without what is too small; and the bins' width.
 

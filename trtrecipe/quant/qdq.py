@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,43 +13,68 @@ from trtrecipe.errors import StepError
 from trtrecipe.graphs.edit import reset
 from trtrecipe.graphs.files import opset
 from trtrecipe.graphs.names import Unique
+from trtrecipe.quant.overview import constants
 from trtrecipe.quant.scales import Float32, scale_of, weight_scales
-from trtrecipe.quant.sites import Site, constants, find_sites
+from trtrecipe.quant.sites import Site, Sites, find_sites
 
 OLDEST_OPSET = 13
 """The first whose QuantizeLinear takes one scale per channel."""
 
 
-def insert_qdq(model: onnx.ModelProto, thresholds: Mapping[str, float]) -> tuple[onnx.ModelProto, list[str]]:
-    """A copy of `model` with a pair on the activation and the weight input of every quantized node, and notes.
+def insert_qdq(
+    model: onnx.ModelProto, thresholds: Mapping[str, float], keep: Collection[str] = ()
+) -> tuple[onnx.ModelProto, list[str]]:
+    """A copy of `model` with a pair at every site (quant.sites), and notes. Nodes named in `keep` get none.
 
-    One pair serves all consumers of an activation; weights stay FP32 in front of their pair; zero points are 0. Nothing
-    else changes: no pair on biases, none on the outputs of nodes (it would part a Conv from its activation or residual
-    Add), every tensor of the float graph keeps its name. Raises StepError naming the tensor and node at fault.
+    One pair serves all sites of a tensor; weights stay FP32 in front of their pair; zero points are 0; the operators'
+    newer attributes keep their defaults, so the nodes are the same at every opset from 13 on. Nothing else changes: no
+    pair on biases, readers that are no sites read what they did, every tensor of the float graph keeps its name. Raises
+    StepError naming the tensor and node at fault.
     """
     if opset(model) < OLDEST_OPSET:
         raise StepError(
             f"the graph is written in opset {opset(model)}; per-channel scales need {OLDEST_OPSET} or later",
             f"set model.opset to {OLDEST_OPSET} or export the model again",
         )
-    found = find_sites(model)
-    notes = list(found.skipped)
+    found = find_sites(model, keep)
+    settled = settle(found, thresholds)
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
     pairs = _Pairs(quantized)
     before: dict[int, list[onnx.NodeProto]] = {}
+    zeros: dict[str, str] = {}
     for site in found.sites:
         node = quantized.graph.node[site.index]
-        scale, note = _activation_scale(site, thresholds)
-        if note and note not in notes:
-            notes.append(note)
-        node.input[0] = pairs.add(site.activation, scale, None, before.setdefault(site.index, []))
-        scales = _weight_scales(pairs.weights[site.weight], site)
-        node.input[1] = pairs.add(site.weight, scales, site.axis, before[site.index])
+        added = before.setdefault(site.index, [])
+        if settled[site.activation] == 0:
+            note = f"tensor {site.activation}, the input of {site.node}, was 0 in every calibration sample"
+            zeros.setdefault(site.activation, f"{note}; its scale is 1")
+        node.input[site.slot] = pairs.add(site.activation, scale_of(settled[site.activation]), None, added)
+        if site.weight is not None:
+            scales = _weight_scales(pairs.weights[site.weight], site.weight, site)
+            node.input[site.weight_slot] = pairs.add(site.weight, scales, site.axis, added)
     nodes = [new for index, node in enumerate(quantized.graph.node) for new in (*before.get(index, ()), node)]
     reset(quantized.graph.node, nodes)
     onnx.checker.check_model(quantized, full_check=True)
-    return quantized, notes
+    return quantized, [*found.skipped, *zeros.values()]
+
+
+def settle(found: Sites, thresholds: Mapping[str, float]) -> dict[str, float]:
+    """Activation → the threshold that its scale is made of: calibrated, or exact; the largest of those that share one.
+
+    Raises StepError naming the tensor and the node where `thresholds` lacks one.
+    """
+    settled = {}
+    for site in found.sites:
+        if site.activation not in thresholds:
+            raise StepError(
+                f"the scales have no entry for tensor {site.activation}, the input of {site.node}",
+                "calibrate the same graph that is quantized",
+            )
+        settled[site.activation] = thresholds[site.activation] if site.exact is None else site.exact
+    for group in found.groups:
+        settled.update(dict.fromkeys(group, max(settled[name] for name in group)))
+    return settled
 
 
 class _Pairs:
@@ -82,21 +107,10 @@ class _Pairs:
         return dequantized
 
 
-def _activation_scale(site: Site, thresholds: Mapping[str, float]) -> tuple[Float32, str | None]:
-    if site.activation not in thresholds:
-        raise StepError(
-            f"the scales have no entry for tensor {site.activation}, the input of {site.node}",
-            "calibrate the same graph that is quantized",
-        )
-    threshold = thresholds[site.activation]
-    note = f"tensor {site.activation}, the input of {site.node}, was 0 in every calibration sample; its scale is 1"
-    return scale_of(np.float32(threshold)), None if threshold else note
-
-
-def _weight_scales(weights: Float32, site: Site) -> Float32:
+def _weight_scales(weights: Float32, name: str, site: Site) -> Float32:
     if not np.isfinite(weights).all():
         raise StepError(
-            f"the weights {site.weight} of {site.node} contain NaN or infinity, which INT8 cannot hold",
+            f"the weights {name} of {site.node} contain NaN or infinity, which INT8 cannot hold",
             "repair the model; training probably diverged",
         )
     return weight_scales(weights, site.axis)

@@ -1,103 +1,154 @@
-"""Where a graph is quantized: the nodes, their activation and weight tensors, the weights' channel axis."""
+"""Where a graph is quantized: the one place that decides which tensors get a Q/DQ pair.
+
+docs/quantization.md lists the rules and where each of them comes from.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
-import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper
+from onnx import NodeProto, TensorProto
 
 from trtrecipe.errors import StepError
+from trtrecipe.quant import beside, copies, small
+from trtrecipe.quant.overview import Overview, label, overview
 
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_CARRIES = frozenset(
-    [
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "DynamicQuantizeLinear",
-        "QLinearConv",
-        "QLinearMatMul",
-        "ConvInteger",
-        "MatMulInteger",
-    ]
-)
+PAIR = ("QuantizeLinear", "DequantizeLinear")
+_CARRIES = frozenset([*PAIR, "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"])
 
 
 @dataclass(frozen=True)
 class Site:
-    """One node that is quantized. `axis` is the weights' output-channel axis; None means one scale for all of them."""
+    """One input of a node that is read through a pair, with the constant weights beside it where the node has some.
+
+    `axis` is the weights' output-channel axis; None means one scale for all of them. A product of two activations is
+    two sites. `exact`: the largest absolute value that the tensor can take, where its operator says so; it replaces
+    the calibrated threshold.
+    """
 
     index: int  # of the node in graph.node
     node: str
     activation: str
-    weight: str
-    axis: int | None
+    weight: str | None = None
+    axis: int | None = None
+    slot: int = 0  # the activation's place among the node's inputs; the weights are the other one of the first two
+    exact: float | None = None
+
+    @property
+    def weight_slot(self) -> int:
+        """The weights' place among the node's inputs."""
+        return 1 - self.slot
 
 
 @dataclass(frozen=True)
 class Sites:
-    """The nodes that are quantized, in graph order, and a sentence for each that could not be."""
+    """What is quantized, in the order of the graph's nodes, and a sentence for each node that could not be.
+
+    `groups`: the activations, by two or more, that share one scale.
+    """
 
     sites: tuple[Site, ...]
     skipped: tuple[str, ...]
+    groups: tuple[tuple[str, ...], ...] = ()
 
 
-def find_sites(model: onnx.ModelProto) -> Sites:
-    """The quantizable nodes of the main graph: those of OPERATORS whose second input is a constant FP32 tensor.
+def find_sites(model: onnx.ModelProto, keep: Collection[str] = ()) -> Sites:
+    """The inputs of the main graph's nodes that get a pair, except for those of the nodes named in `keep`.
+
+    Keeping a node only takes pairs away, so scales found for the whole graph serve it with any `keep`.
 
     Conv counts channels on axis 0, ConvTranspose on axis 1, Gemm on the columns of B' (transB decides), MatMul on the
     last axis. A grouped ConvTranspose has its output channels spread over two axes, which no per-axis scale can follow,
-    and a MatMul by a vector has one output: both get a single scale. Raises StepError when nothing is quantizable, or
-    when the graph carries quantization already.
+    a MatMul by a vector has one output, and weights on the left would need a scale per row: all get a single scale.
+    Raises StepError when nothing is quantizable or all of it is kept, or when the graph carries quantization already.
     """
     _refuse_quantized(model.graph)
-    weights = constants(model)
-    sites, skipped = [], []
-    for index, node in enumerate(model.graph.node):
-        if node.op_type not in OPERATORS or node.domain not in ("", "ai.onnx") or len(node.input) < 2:
-            continue
-        weight = weights.get(node.input[1])
-        if weight is None or node.input[0] in weights:
-            continue
-        if weight.data_type != TensorProto.FLOAT:
-            kind = TensorProto.DataType.Name(weight.data_type)
-            skipped.append(f"{label(node)} is not quantized: its weights are {kind}, not FLOAT")
-            continue
-        sites.append(Site(index, label(node), node.input[0], node.input[1], _channel_axis(node, len(weight.dims))))
-    if not sites:
-        kinds = ", ".join(sorted({node.op_type for node in model.graph.node})) or "nothing"
+    graph = overview(model)
+    products, skipped = _products(graph)
+    if not products:
+        kinds = ", ".join(sorted({node.op_type for node in graph.nodes})) or "nothing"
         raise StepError(
-            f"nothing in this graph can be quantized: no {', '.join(OPERATORS)} with constant FP32 weights "
+            f"nothing in this graph can be quantized: no {', '.join(OPERATORS)} on FP32 values "
             f"({'; '.join(skipped) or f'it holds {kinds}'})",
             "use precision.mode fp16 or fp32",
         )
-    return Sites(tuple(sites), tuple(skipped))
+    present = {site.index for site in products}
+    convs = {index for index in present if graph.operator(index) == "Conv"}
+    sites = [site for site in products if graph.nodes[site.index].name not in keep]
+    if not sites:
+        raise StepError(
+            "every layer that can be quantized is kept in higher precision",
+            "keep fewer layers under precision.keep, or use precision.mode fp16 or fp32",
+        )
+    left = {site.index for site in sites}
+    for residual in beside.residuals(graph, convs):
+        if residual.conv in left and graph.nodes[residual.index].name not in keep:
+            sites.append(_site(graph, residual.index, residual.slot))
+    for index in beside.pools(graph, [site.activation for site in sites], keep):
+        sites.append(_site(graph, index, 0))
+    sites.sort(key=lambda site: (site.index, site.slot))
+    return Sites(tuple(sites), tuple(skipped), copies.shared(graph, [site.activation for site in sites]))
 
 
-def constants(model: onnx.ModelProto) -> dict[str, TensorProto]:
-    """Name → tensor of everything constant in the main graph: initializers that no input overrides, Constant nodes."""
-    overridable = {value.name for value in model.graph.input}
-    found = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name not in overridable}
-    for node in model.graph.node:
-        if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
-            value = next((attribute.t for attribute in node.attribute if attribute.name == "value"), None)
-            if value is not None:
-                found[node.output[0]] = value
-    return found
+def carries_pairs(model: onnx.ModelProto) -> bool:
+    """Whether the main graph holds QuantizeLinear or DequantizeLinear."""
+    return any(node.op_type in PAIR for node in model.graph.node)
 
 
-def weight_array(model: onnx.ModelProto, name: str) -> np.ndarray:
-    """The FP32 values of the constant called `name`. Raises KeyError."""
-    return numpy_helper.to_array(constants(model)[name])
+def _products(graph: Overview) -> tuple[list[Site], list[str]]:
+    """The sites of every Conv, ConvTranspose, Gemm and MatMul worth it, and sentences on the others.
+
+    Where all of them are too small to be worth it, all are taken: INT8 was asked for, and it works.
+    """
+    found: list[Site] = []
+    skipped: list[str] = []
+    for index in range(len(graph.nodes)):
+        if graph.operator(index) in OPERATORS:
+            taken = _product(graph, index)
+            if isinstance(taken, str):
+                skipped.append(f"{label(graph.nodes[index])} is not quantized: {taken}")
+            else:
+                found += taken
+    tiny = {site.index: why for site in found if (why := small.reason(graph, site.index))}
+    large = [site for site in found if site.index not in tiny]
+    if not large:
+        return found, skipped
+    return large, [*skipped, *(f"{label(graph.nodes[at])} is not quantized: {why}" for at, why in tiny.items())]
 
 
-def label(node: onnx.NodeProto) -> str:
-    """What a person calls the node: its name, else what it computes."""
-    return f"{node.op_type} {node.name or '→ ' + (node.output[0] if node.output else '?')}"
+def _product(graph: Overview, index: int) -> list[Site] | str:
+    """The node's sites, or why it has none; none without a reason for a product of constants."""
+    node = graph.nodes[index]
+    slots = [slot for slot, name in enumerate(node.input[:2]) if name not in graph.constants]
+    for slot, name in enumerate(node.input[:2]):
+        if not graph.is_float(name):
+            kind = TensorProto.DataType.Name(graph.types[name])
+            return f"its {'inputs' if slot in slots else 'weights'} are {kind}, not FLOAT"
+    if graph.operator(index).startswith("Conv") and slots == [0, 1]:
+        return "its weights are computed"
+    if len(slots) != 1:
+        return [_site(graph, index, slot) for slot in slots]
+    (slot,) = slots
+    weight = node.input[1 - slot]
+    axis = _channel_axis(node, len(graph.constants[weight].dims)) if slot == 0 else None
+    return [Site(index, label(node), node.input[slot], weight, axis, slot, _exact(graph, node.input[slot]))]
 
 
-def _channel_axis(node: onnx.NodeProto, rank: int) -> int | None:
+def _site(graph: Overview, index: int, slot: int) -> Site:
+    node = graph.nodes[index]
+    return Site(index, label(node), node.input[slot], slot=slot, exact=_exact(graph, node.input[slot]))
+
+
+def _exact(graph: Overview, tensor: str) -> float | None:
+    """Softmax gives 0 to 1 whatever it is given, and its few large values are the ones that matter."""
+    maker = copies.origin(graph, tensor)
+    return 1.0 if maker is not None and graph.operator(maker) == "Softmax" else None
+
+
+def _channel_axis(node: NodeProto, rank: int) -> int | None:
     attributes = {attribute.name: attribute.i for attribute in node.attribute}
     if node.op_type == "Conv":
         return 0
@@ -113,5 +164,5 @@ def _refuse_quantized(graph: onnx.GraphProto) -> None:
         if node.op_type in _CARRIES:
             raise StepError(
                 f"the model is already quantized: it contains {label(node)}",
-                "build it with precision.mode fp32 or fp16, or start from the float model",
+                "write calibration: {model: true} to use its scales, or start from the float model",
             )

@@ -16,12 +16,14 @@ from trtrecipe.recipe.model import NAME
 LABEL = "label"
 CLASSIFYING = ("top1", "top5")
 _RANGES = {"top1": (0, 1), "top5": (0, 1), "cosine": (-1, 1), "mse": (0, float("inf"))}
+_NAMED = {"arrays": "ARRAY", "npy": "FILE", "columns": "COLUMN", "features": "FEATURE"}
+"""Mappings of data from input to something, and what that is."""
 _FORMATS = {".onnx": "onnx", ".keras": "keras"}
 
 
 def check(recipe: Any) -> Iterator[Finding]:
     """Everything wrong between the blocks of `recipe`, plain data as read from YAML."""
-    for rule in (_dims, _calibration, _gates, _labels, _inputs, _target_ids, _signature):
+    for rule in (_dims, _calibration, _judged, _gates, _labels, _inputs, _layouts, _target_ids, _signature):
         yield from rule(recipe)
 
 
@@ -60,17 +62,63 @@ def _dims(recipe: Any) -> Iterator[Finding]:
             yield Finding(here, message, f"add the range of {name}", at_key=True)
 
 
+def _precisions(recipe: Any) -> list[tuple[tuple[Any, ...], Any, Any]]:
+    """Each precision block that some target goes by: its place, the block, and the gates of one such target."""
+    targets = _items(recipe, "targets")
+    own = [(index, target) for index, target in targets if _at(target, "precision") is not None]
+    shared = [target for _, target in targets if _at(target, "precision") is None]
+    blocks: list[tuple[tuple[Any, ...], Any, Any]] = [
+        (("targets", index, "precision"), _at(target, "precision"), _at(target, "gates") or _at(recipe, "gates"))
+        for index, target in own
+    ]
+    gates = [_at(target, "gates") or _at(recipe, "gates") for target in shared or ([] if targets else [None])]
+    # Of the targets that share a block, the one with the least to be judged by.
+    for least in sorted(gates, key=_judging)[:1]:
+        blocks.insert(0, (("precision",), _at(recipe, "precision"), least))
+    return blocks
+
+
+def _modes(precision: Any) -> list[Any]:
+    mode = _at(precision, "mode")
+    return mode if isinstance(mode, list) else [mode]
+
+
+def _judging(gates: Any) -> int:
+    """How many gates there are on how good the outputs are."""
+    return sum(_at(gates, gate) is not None for gate in ("accuracy", "agreement", "cosine"))
+
+
 def _calibration(recipe: Any) -> Iterator[Finding]:
     if _at(recipe, "calibration") is not None:
         return
-    targets = _items(recipe, "targets")
-    own = [("targets", index, "precision", "mode") for index, target in targets if _at(target, "precision") is not None]
-    places = [("precision", "mode")] if len(own) < len(targets) or not targets else []
-    for loc in [*places, *own]:
-        entry = dict(targets)[loc[1]] if loc[0] == "targets" else recipe
-        if _at(entry, "precision", "mode") == "int8":
-            hint = "add calibration: {data: {npz: FILE, arrays: {INPUT: ARRAY}}}"
-            yield Finding(loc, f"{dotted(loc)} is int8, and the recipe has no calibration data", hint)
+    for loc, precision, _ in _precisions(recipe):
+        if "int8" in _modes(precision):
+            hint = (
+                "add calibration: {data: {npz: FILE, arrays: {INPUT: ARRAY}}}, or calibration: {model: true} for a "
+                "model that carries its own scales"
+            )
+            here = (*loc, "mode")
+            yield Finding(here, f"{dotted(here)} is int8, and the recipe has no calibration data", hint)
+
+
+def _judged(recipe: Any) -> Iterator[Finding]:
+    """A choice between INT8 graphs needs something to judge them by."""
+    for loc, precision, gates in _precisions(recipe):
+        several = "int8" in _modes(precision) and len(_modes(precision)) > 1
+        search = _at(precision, "search") is True
+        if (several or search) and not _judging(gates):
+            here = (*loc, "search" if search else "mode")
+            message = (
+                f"{dotted(here)} needs a gate that says whether INT8 is good enough: accuracy, agreement or cosine"
+            )
+            yield Finding(here, message, "add gates: {accuracy: {max_drop: 0.01}}", at_key=search)
+        if _at(recipe, "calibration", "model") is True:
+            for key in ("keep", "search"):
+                if _at(precision, key):
+                    message = (
+                        f"{dotted((*loc, key))} does not go with calibration.model: the model's own scales are kept"
+                    )
+                    yield Finding((*loc, key), message, f"remove {key}, or calibrate with data", at_key=True)
 
 
 def _gates(recipe: Any) -> Iterator[Finding]:
@@ -106,17 +154,21 @@ def _labels(recipe: Any) -> Iterator[Finding]:
     metric = _at(recipe, "evaluation", "metric")
     if not isinstance(metric, str):
         return
-    for form in ("arrays", "npy"):
+    for form, what in _NAMED.items():
         names = _at(recipe, "evaluation", "data", form)
         if isinstance(names, dict) and LABEL not in names:
-            hint = f"add {LABEL}: {'ARRAY' if form == 'arrays' else 'FILE'} to evaluation.data.{form}"
+            hint = f"add {LABEL}: {what} to evaluation.data.{form}"
             message = f"evaluation.metric is {metric}, and evaluation.data names no {LABEL}"
             yield Finding(("evaluation", "metric"), message, hint)
+    data = _at(recipe, "evaluation", "data")
+    if any(_at(data, form) is not None for form in ("images", "raw")) and _at(data, "labels") is None:
+        message = f"evaluation.metric is {metric}, and evaluation.data has no labels"
+        yield Finding(("evaluation", "metric"), message, "add labels: FILE to evaluation.data")
 
 
 def _inputs(recipe: Any) -> Iterator[Finding]:
     for block in ("calibration", "evaluation"):
-        for form in ("arrays", "npy"):
+        for form in _NAMED:
             if [name for name, _ in _items(recipe, block, "data", form)] == [LABEL]:
                 loc = (block, "data", form)
                 yield Finding(loc, f"{dotted(loc)} names no input of the model", "add INPUT: …", at_key=True)
@@ -127,6 +179,20 @@ def _inputs(recipe: Any) -> Iterator[Finding]:
             "name an input of the model",
             at_key=True,
         )
+
+
+def _layouts(recipe: Any) -> Iterator[Finding]:
+    images = any(_at(recipe, block, "data", "images") is not None for block in ("calibration", "evaluation"))
+    for name, _ in _items(recipe, "preprocess"):
+        now = "nhwc" if images else None
+        for index, operation in _items(recipe, "preprocess", name):
+            layout = _at(operation, "layout")
+            if layout is None:
+                continue
+            loc = ("preprocess", name, index, "layout")
+            if layout == now:
+                yield Finding(loc, f"{dotted(loc)}: values are {now} already", "remove this operation")
+            now = layout
 
 
 def _target_ids(recipe: Any) -> Iterator[Finding]:

@@ -26,11 +26,25 @@ EXAMPLES = {
     "arrays": "arrays: {INPUT: ARRAY}",
     "npz": "npz: FILE",
     "npy": "npy: {INPUT: FILE}",
+    "images": "images: photos/*.jpg",
+    "raw": "raw: {INPUT: values/*.bin}",
+    "tfrecord": "tfrecord: data/*.tfrecord",
+    "features": "features: {INPUT: FEATURE}",
+    "csv": "csv: FILE",
+    "columns": "columns: {INPUT: COLUMN}",
     "dims": "dims: {batch: {min: 1, opt: 8, max: 32}}",
     "min": "min: 1",
     "opt": "opt: 8",
     "max": "max: 32",
     "scale": "scale: 0.0625",
+    "layers": "layers: logits",
+    "operators": "operators: [Softmax]",
+    "between": "between: [FROM, TO]",
+    "resize": "resize: [224, 224]",
+    "crop": "crop: [224, 224]",
+    "colour": "colour: bgr",
+    "layout": "layout: nchw",
+    "cast": "cast: float32",
     "normalize": "normalize: {mean: [0.5], std: [0.5]}",
     "mean": "mean: [0.5]",
     "std": "std: [0.5]",
@@ -140,7 +154,7 @@ def _shown(value: Any, text: str | None) -> str:
 
 
 def _literal(item: Any, loc: tuple[Any, ...], text: str | None) -> _Words:
-    allowed = re.findall(r"'([^']*)'", item["ctx"]["expected"])
+    allowed = re.findall(r"'([^']*)'", item["ctx"]["expected"]) or [item["ctx"]["expected"].lower()]
     meant = nearest(item["input"], allowed) if isinstance(item["input"], str) else None
     return f"must be {listed(allowed, 'or')}", f"did you mean {meant}?" if meant else None
 
@@ -184,9 +198,16 @@ def _bound(item: Any, loc: tuple[Any, ...], text: str | None) -> _Words:
     return f"must be {words} {limit:g}" if isinstance(limit, float) else f"must be {words} {limit}", None
 
 
+def _length(item: Any, loc: tuple[Any, ...], text: str | None) -> _Words:
+    if item["type"] == "too_long":
+        return f"must hold at most {item['ctx']['max_length']} items", None
+    least = item["ctx"]["min_length"]
+    return f"must hold at least {'one item' if least == 1 else f'{least} items'}", None
+
+
 def _form(item: Any, loc: tuple[Any, ...], text: str | None) -> _Words:
     keys = item.get("ctx", {}).get("keys", "").split()
-    if not isinstance(item["input"], dict):
+    if not keys or not isinstance(item["input"], dict):
         return item["msg"], None
     if any(key in item["input"] for key in keys):
         return f"must have only one of the keys {listed(keys)}", None
@@ -211,6 +232,7 @@ _RULES: dict[str, Callable[[Any, tuple[Any, ...], str | None], _Words]] = {
     "string_type": _string,
     "int_type": _whole,
     "float_type": _number,
+    "bool_type": _says("must be true or false"),
     "list_type": _list,
     "dict_type": _mapping,
     "model_type": _mapping,
@@ -219,6 +241,7 @@ _RULES: dict[str, Callable[[Any, tuple[Any, ...], str | None], _Words]] = {
     "finite_number": _says("must be a finite number"),
     "string_too_short": _says("must not be empty"),
     "string_pattern_mismatch": _says(_NAME_RULE),
-    "too_short": _says("must hold at least one item"),
+    "too_short": _length,
+    "too_long": _length,
     **dict.fromkeys(_BOUNDS, _bound),
 }

@@ -33,6 +33,12 @@ def _size(value: Any) -> Any:
     return value
 
 
+class _Context(dict[str, Any]):
+    """What an error message may use. An annotation that may also be None has to be hashable, and a dict is not."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]  # a dict declares that it has none
+
+
 def _keyed(*keys: str) -> Discriminator:
     """Chooses the form of a mapping by which one of `keys` it has; the tag of a form is "|" and its key."""
 
@@ -42,8 +48,8 @@ def _keyed(*keys: str) -> Discriminator:
         found = [key for key in keys if key in value] if isinstance(value, dict) else []
         return f"|{found[0]}" if len(found) == 1 else None
 
-    names = " or ".join(keys)
-    return Discriminator(tag, "form", f"must be a mapping with the key {names}", {"keys": " ".join(keys)})
+    names = " or ".join((", ".join(keys[:-1]), keys[-1]))
+    return Discriminator(tag, "form", f"must be a mapping with the key {names}", _Context(keys=" ".join(keys)))
 
 
 def _shape_entry(value: Any) -> str | None:
@@ -116,16 +122,86 @@ class Model(_Closed):
     dims: dict[Name, DimRange] = Field(default_factory=dict)
 
 
+Mode = Literal["fp32", "fp16", "int8"]
+Float = Literal["fp32", "fp16"]
+
+
+class KeepLayers(_Closed):
+    """Layers of the source model, or ONNX nodes, by name."""
+
+    layers: Text = Field(description="A name or a shell pattern: logits, or block3*.")
+    precision: Float | None = Field(None, description="The fallback in int8, fp32 in fp16, when absent.")
+
+
+class KeepOperators(_Closed):
+    """Nodes by ONNX operator."""
+
+    operators: list[Text] = Field(min_length=1)
+    precision: Float | None = None
+
+
+class KeepBetween(_Closed):
+    """All nodes on the paths from one layer or node to another, both included."""
+
+    between: list[Text] = Field(min_length=2, max_length=2, description="[FROM, TO]")
+    precision: Float | None = None
+
+
+Keep = Annotated[
+    Annotated[KeepLayers, Tag("|layers")]
+    | Annotated[KeepOperators, Tag("|operators")]
+    | Annotated[KeepBetween, Tag("|between")],
+    _keyed("layers", "operators", "between"),
+]
+
+
+def _mode_form(value: Any) -> str | None:
+    return "|one" if isinstance(value, str) else "|several" if isinstance(value, list | tuple) else None
+
+
+ModeForm = Annotated[
+    Annotated[Mode, Tag("|one")] | Annotated[list[Mode], Field(min_length=1), Tag("|several")],
+    Discriminator(_mode_form, "form", "must be fp32, fp16 or int8, or a list of them"),
+]
+
+
 class Precision(_Closed):
     """The arithmetic of the engine."""
 
-    mode: Literal["fp32", "fp16", "int8"]
-    fallback: Literal["fp32", "fp16"] = Field("fp32", description="Precision of whatever is not quantized (int8 only).")
+    mode: ModeForm = Field(description="Of a list, the fastest that meets the gates is shipped.")
+    fallback: Float = Field("fp32", description="Precision of whatever is not quantized (int8 only).")
+    quantization: Literal["explicit", "implicit"] = Field(
+        "explicit", description="Q/DQ nodes, or a calibration table with which TensorRT chooses the layers (int8 only)."
+    )
+    keep: list[Keep] = Field(default_factory=list, description="What stays in a higher precision.")
+    search: bool = Field(
+        False, description="Where INT8 misses a gate, find the fewest layers that have to stay in the fallback."
+    )
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """One mode, or the candidates in the recipe's order."""
+        return (self.mode,) if isinstance(self.mode, str) else tuple(self.mode)
 
     @model_validator(mode="after")
-    def _fallback_only_for_int8(self) -> Precision:
-        if self.mode != "int8" and "fallback" in self.model_fields_set:
-            raise ValueError(f"may name a fallback only with mode int8, and the mode is {self.mode}")
+    def _fits_the_mode(self) -> Precision:
+        modes = self.modes
+        if len(set(modes)) < len(modes):
+            raise ValueError("must not name a mode twice")
+        if "int8" not in modes:
+            for key in ("fallback", "quantization", "search"):
+                if key in self.model_fields_set:
+                    raise ValueError(f"may have {key} only with mode int8, and the mode is {' or '.join(modes)}")
+        if self.keep and modes == ("fp32",):
+            raise ValueError("may have keep only with mode fp16 or int8: nothing is higher than fp32")
+        if self.quantization == "implicit":
+            for key, given in (("keep", self.keep), ("search", self.search)):
+                if given:
+                    raise ValueError(f"cannot have {key} with implicit quantization: TensorRT chooses its layers")
+        for entry in self.keep:
+            if entry.precision == "fp16" and (self.fallback == "fp32" or modes == ("fp16",)):
+                why = "the fallback is fp32" if "int8" in modes else "the mode is fp16 anyway"
+                raise ValueError(f"cannot keep layers in fp16: {why}")
         return self
 
 
@@ -146,7 +222,7 @@ class Scale(_Closed):
 
 
 class MeanStd(_Closed):
-    """(value - mean) / std, one figure each or one per entry of the last axis"""
+    """(value - mean) / std, one figure each or one per channel (the last axis, unless layout says nchw)"""
 
     mean: list[Figure] = Field(min_length=1)
     std: list[Annotated[float, Field(ge=1e-30, le=1e30)]] = Field(min_length=1)
@@ -164,8 +240,68 @@ class Normalize(_Closed):
     normalize: MeanStd
 
 
+def _size_alone(value: Any) -> Any:
+    return {"size": value} if isinstance(value, list) else value
+
+
+HeightWidth = Annotated[list[Annotated[int, Field(ge=1, le=32768)]], Field(min_length=2, max_length=2)]
+
+
+class ResizeTo(_Closed):
+    """The size, and the filter by Pillow's name for it."""
+
+    size: HeightWidth | None = Field(None, description="[height, width]; the shape may change.")
+    short_side: int | None = Field(None, ge=1, le=32768, description="Of the shorter side; the shape stays.")
+    filter: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bilinear"
+
+    @model_validator(mode="after")
+    def _one_size(self) -> ResizeTo:
+        if (self.size is None) == (self.short_side is None):
+            raise ValueError("must have either size or short_side")
+        return self
+
+
+class Resize(_Closed):
+    """Another height and width, by Pillow's resampling"""
+
+    resize: Annotated[ResizeTo, BeforeValidator(_size_alone, json_schema_input_type=HeightWidth | ResizeTo)] = Field(
+        description="[height, width], or a mapping."
+    )
+
+
+class Crop(_Closed):
+    """The middle"""
+
+    crop: HeightWidth = Field(description="[height, width]")
+
+
+class Colour(_Closed):
+    """Another order of the colours, or gray; values are RGB before"""
+
+    colour: Literal["rgb", "bgr", "gray"]
+
+
+class Layout(_Closed):
+    """Channels to the front (nchw) or the back (nhwc)"""
+
+    layout: Literal["nchw", "nhwc"]
+
+
+class Cast(_Closed):
+    """Another type; to integers rounded and held in range"""
+
+    cast: Literal["float32", "float16", "int8", "uint8", "int32", "int64"]
+
+
 PreprocessOp = Annotated[
-    Annotated[Scale, Tag("|scale")] | Annotated[Normalize, Tag("|normalize")], _keyed("scale", "normalize")
+    Annotated[Scale, Tag("|scale")]
+    | Annotated[Normalize, Tag("|normalize")]
+    | Annotated[Resize, Tag("|resize")]
+    | Annotated[Crop, Tag("|crop")]
+    | Annotated[Colour, Tag("|colour")]
+    | Annotated[Layout, Tag("|layout")]
+    | Annotated[Cast, Tag("|cast")],
+    _keyed("scale", "normalize", "resize", "crop", "colour", "layout", "cast"),
 ]
 
 
@@ -182,17 +318,68 @@ class NpyData(_Closed):
     npy: dict[Text, Text] = Field(min_length=1, description="Input name (or label) → file.")
 
 
-Data = Annotated[Annotated[NpzData, Tag("|npz")] | Annotated[NpyData, Tag("|npy")], _keyed("npz", "npy")]
+class ImagesData(_Closed):
+    """One encoded image per sample, for the model's only input."""
+
+    images: Text = Field(description="A pattern of files relative to the recipe: photos/**/*.jpg.")
+    labels: Text | None = Field(None, description="A text file: a file name and a number a line, or a number a line.")
+
+
+class RawData(_Closed):
+    """One file per sample and input, which holds the input's values and nothing else."""
+
+    raw: dict[Text, Text] = Field(min_length=1, description="Input name → a pattern of files relative to the recipe.")
+    labels: Text | None = Field(None, description="A text file: a file name and a number a line, or a number a line.")
+
+
+class TfrecordData(_Closed):
+    """Records of tf.train.Example, read by TensorFlow."""
+
+    tfrecord: Text = Field(description="A pattern of files relative to the recipe.")
+    features: dict[Text, Text] = Field(min_length=1, description="Input name (or label) → feature name.")
+
+
+class CsvData(_Closed):
+    """A list of files, one line per sample."""
+
+    csv: Text = Field(description="A path relative to the recipe; its first line names the columns.")
+    columns: dict[Text, Text] = Field(
+        min_length=1, description="Input name → column of file names, relative to the list; label → column of numbers."
+    )
+
+
+Data = Annotated[
+    Annotated[NpzData, Tag("|npz")]
+    | Annotated[NpyData, Tag("|npy")]
+    | Annotated[ImagesData, Tag("|images")]
+    | Annotated[RawData, Tag("|raw")]
+    | Annotated[TfrecordData, Tag("|tfrecord")]
+    | Annotated[CsvData, Tag("|csv")],
+    _keyed("npz", "npy", "images", "raw", "tfrecord", "csv"),
+]
 
 
 class Calibration(_Closed):
-    """The samples that scales are computed from."""
+    """Where scales come from: samples, a calibration table, or the model itself."""
 
-    data: Data
+    data: Data | None = None
+    table: Text | None = Field(None, description="A TensorRT calibration table, relative to the recipe.")
+    model: Literal[True] | None = Field(None, description="true: the model carries Q/DQ or FakeQuant nodes.")
     samples: Samples | None = Field(None, description="How many; all when absent.")
     seed: Seed = Field(0, description="Selects which samples.")
     method: Literal["minmax", "percentile", "entropy", "mse"] = "entropy"
     memory: Size = Field(512 << 20, description="Memory for observed values; it cannot change the result.")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Calibration:
+        given = [key for key in ("data", "table", "model") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(f"must have one of data, table and model, not {' and '.join(given) or 'none'}")
+        if self.data is None:
+            for key in ("samples", "seed", "method", "memory"):
+                if key in self.model_fields_set:
+                    raise ValueError(f"may have {key} only with data: with {given[0]} no sample is run")
+        return self
 
 
 class Evaluation(_Closed):

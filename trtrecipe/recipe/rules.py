@@ -1,4 +1,4 @@
-"""What a recipe asks against what its targets can do: one `Target` per entry, and whatever stands against it."""
+"""What a recipe asks against what its targets can do: a `Target` per entry and mode, and what stands against it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from trtrecipe.recipe.load import Loaded
 
 _MODES = ("fp32", "fp16", "int8")
+_WITHOUT_IMPLICIT = {
+    "jetson": "its networks are strongly typed, with precisions in the graph",
+    "rtx": "its networks are strongly typed, with precisions in the graph",
+    "host": "ONNX Runtime reads no calibration table",
+}
 
 
 def target_findings(recipe: Any, catalog: Catalog | None = None) -> Iterator[Finding]:
@@ -31,13 +36,16 @@ def target_findings(recipe: Any, catalog: Catalog | None = None) -> Iterator[Fin
 def resolve_targets(loaded: Loaded, catalog: Catalog) -> tuple[list[Target], list[Problem]]:
     """The recipe's targets in its order, and the problems of `target_findings`; an entry with a problem has no target.
 
-    There are no problems when the recipe was loaded with `also=target_findings`.
+    An entry whose precision is a list gives one target for each mode that its device computes. There are no problems
+    when the recipe was loaded with `also=target_findings`.
     """
     findings = list(target_findings(loaded.document.value, catalog))
     wrong = {finding.loc[1] for finding in findings}
     entries = [entry for index, entry in enumerate(loaded.recipe.targets) if index not in wrong]
     problems = [loaded.problem(finding.loc, finding.message, finding.hint) for finding in findings]
-    return ([] if len(findings) == MAX_PROBLEMS else [_target(e, loaded.recipe, catalog) for e in entries]), problems
+    if len(findings) == MAX_PROBLEMS:
+        return [], problems
+    return [target for entry in entries for target in _targets(entry, loaded.recipe, catalog)], problems
 
 
 def _findings(recipe: Any, catalog: Catalog) -> Iterator[Finding]:
@@ -64,15 +72,28 @@ def _findings(recipe: Any, catalog: Catalog) -> Iterator[Finding]:
 def _precision(index: int, written: Any, shared: Any, profile: Profile, dialect: Dialect) -> Iterator[Finding]:
     """A precision that the device, or its release, does not compute."""
     own = isinstance(written, dict) and written.get("precision") is not None
-    mode = _at(written if own else shared, "precision", "mode")
-    able = [known for known in profile.precisions if known in dialect.precisions]
-    if mode not in _MODES or mode in able:
+    block = (written if own else shared).get("precision")
+    mode = _at(block, "mode")
+    modes = mode if isinstance(mode, list) else [mode]
+    if not modes or any(not isinstance(each, str) or each not in _MODES for each in modes):
         return
-    why = profile.precision_notes.get(mode) or f"with {dialect.id} it computes {', '.join(able)}"
-    block = f"precision: {{mode: {'fp16' if 'fp16' in able else 'fp32'}}}"
-    hint = f"write {{profile: {written}, {block}}}" if isinstance(written, str) else f"give this target {block}"
-    at = _place(index, written, *(("precision", "mode") if own else ("profile",)))
-    yield Finding(at, f"{profile.id} does not compute {mode}: {why}", hint)
+    able = _able(profile, dialect)
+    if not set(modes) & set(able):
+        why = next((profile.precision_notes[each] for each in modes if each in profile.precision_notes), None)
+        why = why or f"with {dialect.id} it computes {', '.join(able)}"
+        better = f"precision: {{mode: {'fp16' if 'fp16' in able else 'fp32'}}}"
+        hint = f"write {{profile: {written}, {better}}}" if isinstance(written, str) else f"give this target {better}"
+        at = _place(index, written, *(("precision", "mode") if own else ("profile",)))
+        yield Finding(at, f"{profile.id} does not compute {' or '.join(modes)}: {why}", hint)
+    elif "int8" in modes and _at(block, "quantization") == "implicit" and not dialect.implicit:
+        at = _place(index, written, *(("precision", "quantization") if own else ("profile",)))
+        message = f"{profile.id} with {dialect.id} has no implicit quantization: {_WITHOUT_IMPLICIT[profile.family]}"
+        yield Finding(at, message, "use quantization: explicit for this target")
+
+
+def _able(profile: Profile, dialect: Dialect) -> list[str]:
+    """The modes that a device computes with its release."""
+    return [known for known in profile.precisions if known in dialect.precisions]
 
 
 def _place(index: int, written: Any, *keys: str) -> tuple[int | str, ...]:
@@ -86,37 +107,50 @@ def _at(value: Any, *loc: str) -> Any:
     return value
 
 
-def _target(written: str | TargetEntry, recipe: Recipe, catalog: Catalog) -> Target:
+def _targets(written: str | TargetEntry, recipe: Recipe, catalog: Catalog) -> Iterator[Target]:
+    """One target, or one for each mode of a list that the device computes."""
     entry = TargetEntry.model_validate({"profile": written}) if isinstance(written, str) else written
     profile, release = catalog.find(entry.profile)
     dialect = catalog.dialect(profile, release)
     precision = entry.precision or recipe.precision
     workspace = (entry.build or recipe.build).workspace
-    return Target(
-        id=entry.name or entry.profile,
-        profile=profile,
-        release=release,
-        dialect=dialect,
-        mode=precision.mode,
-        fallback=_fallback(profile, precision),
-        workspace=workspace if dialect.workspace else None,
-        dims=entry.model.dims if entry.model else recipe.model.dims,
-        gates=entry.gates or recipe.gates,
-        notes=tuple(_notes(profile, dialect, precision, workspace)),
-    )
+    modes = [mode for mode in precision.modes if mode in _able(profile, dialect)]
+    for mode in modes:
+        yield Target(
+            id=entry.name or entry.profile,
+            profile=profile,
+            release=release,
+            dialect=dialect,
+            mode=mode,
+            fallback=_fallback(profile, precision, mode),
+            rivals=tuple(modes) if len(modes) > 1 else (),
+            quantization=precision.quantization if mode == "int8" else None,
+            keep=tuple(keep.model_dump() for keep in precision.keep) if mode != "fp32" else (),
+            search=precision.search and mode == "int8",
+            workspace=workspace if dialect.workspace else None,
+            dims=entry.model.dims if entry.model else recipe.model.dims,
+            gates=entry.gates or recipe.gates,
+            notes=tuple(_notes(profile, dialect, precision, mode, workspace)),
+        )
 
 
-def _fallback(profile: Profile, precision: Precision) -> str | None:
-    if precision.mode != "int8":
+def _fallback(profile: Profile, precision: Precision, mode: str) -> str | None:
+    if mode != "int8":
         return None
     return precision.fallback if precision.fallback in profile.fallbacks else profile.fallbacks[0]
 
 
-def _notes(profile: Profile, dialect: Dialect, precision: Precision, workspace: int | None) -> Iterator[str]:
-    if precision.mode in profile.precision_notes:
-        yield f"{precision.mode}: {profile.precision_notes[precision.mode]}"
-    if _fallback(profile, precision) not in (None, precision.fallback):
+def _notes(profile: Profile, dialect: Dialect, precision: Precision, mode: str, workspace: int | None) -> Iterator[str]:
+    for other in precision.modes:
+        if other == mode and mode in profile.precision_notes:
+            yield f"{mode}: {profile.precision_notes[mode]}"
+        elif other not in _able(profile, dialect):
+            why = profile.precision_notes.get(other) or f"{profile.id} does not compute it"
+            yield f"{other} is no candidate: {why}"
+    if _fallback(profile, precision, mode) not in (None, precision.fallback):
         yield f"fallback {precision.fallback}: {profile.precision_notes['fallback']}"
+    if mode == "int8" and precision.quantization == "implicit":
+        yield "implicit quantization: TensorRT chooses the layers itself, so no accuracy can be predicted"
     if workspace is not None and not dialect.workspace:
         yield f"build.workspace does not apply to {profile.id}: {profile.builder} has no such limit"
     if dialect.assumed:

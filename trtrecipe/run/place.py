@@ -13,9 +13,9 @@ from trtrecipe import __version__
 from trtrecipe.digest import sha256_file
 from trtrecipe.errors import StoreError
 from trtrecipe.plan.graph import Graph, RecipePlan
+from trtrecipe.plan.resolve import tools_of
 from trtrecipe.plan.tools import version
 from trtrecipe.run.results import TargetResult
-from trtrecipe.steps.registry import STEPS
 from trtrecipe.store.blobs import Blob, explain_oserror
 from trtrecipe.store.store import Store
 
@@ -23,6 +23,7 @@ FILES = {
     "engine": "model.engine",
     "onnx": "model.onnx",
     "scales": "scales.json",
+    "calibration_table": "calibration.table",
     "preprocessing": "preprocessing.json",
 }
 MANIFEST = "manifest.json"
@@ -31,11 +32,11 @@ MANIFEST = "manifest.json"
 def place(graph: Graph, recipe: RecipePlan, result: TargetResult, store: Store, output: Path) -> dict[str, Path]:
     """Put back what is missing or altered of a target's files; artifact name → path.
 
-    A target that failed or missed a gate leaves the folder as it was. Every file is written and checked beside the
-    folder before any is moved in, the manifest last. Raises StoreError where the folder cannot be written,
-    DamagedBlobError where the store's bytes are not what they should be.
+    A target that failed, missed a gate or has no choice among its candidates leaves the folder as it was. Every file is
+    written and checked beside the folder before any is moved in, the manifest last. Raises StoreError where the folder
+    cannot be written, DamagedBlobError where the store's bytes are not what they should be.
     """
-    if result.status in ("failed", "gate-failed"):
+    if result.status in ("failed", "gate-failed") or (result.candidates and result.chosen is None):
         return {}
     folder = output / recipe.name / result.plan.target.id
     wanted = {FILES[name]: blob for name, blob in result.artifacts.items()}
@@ -111,14 +112,16 @@ def _manifest_text(graph: Graph, recipe: RecipePlan, result: TargetResult) -> st
     target = result.plan.target
     tools: dict[str, str | None] = {"trtrecipe": __version__}
     steps: list[dict[str, Any]] = []
+    mine = set(result.plan.steps)
     for step_id, outcome in result.steps:
+        if step_id not in mine:  # of a candidate that is not shipped
+            continue
         step, resolution = graph.steps[step_id], outcome.resolution
         entry: dict[str, Any] = {"step": step.name, "kind": step.kind}
         if resolution.outputs is None:
             entry["pending"] = resolution.reason or outcome.error
         else:
-            module = STEPS[step.kind]
-            tools |= {tool: version(tool) for tool in module.tools(module.Params(**step.params))}
+            tools |= {tool: version(tool) for tool in tools_of(step)}
             entry["key"] = resolution.key
             entry["outputs"] = {role: blob.sha256 for role, blob in resolution.outputs.items()}
         steps.append(entry)
@@ -129,12 +132,22 @@ def _manifest_text(graph: Graph, recipe: RecipePlan, result: TargetResult) -> st
         "profile": target.profile.id,
         "jetpack": target.release.jetpack if target.release else None,
         "dialect": target.dialect.id,
-        "precision": {"mode": target.mode, "fallback": target.fallback},
+        "precision": {
+            "mode": target.mode,
+            "fallback": target.fallback,
+            "quantization": target.quantization,
+            "kept": list(result.kept),
+        },
         "status": "pending" if result.status == "pending" else "complete",
         "evaluated": result.plan.evaluates if "evaluated" in result.metrics else None,
         "artifacts": {name: {"file": FILES[name], **asdict(blob)} for name, blob in sorted(result.artifacts.items())},
         "metrics": result.metrics,
         "gates": [asdict(gate) for gate in result.gates],
+        "search": result.search,
+        "candidates": [
+            {"mode": each.plan.target.mode, "metrics": each.metrics, "gates": [asdict(gate) for gate in each.gates]}
+            for each in result.candidates
+        ],
         "notes": list(result.notes),
         "tools": tools,
         "steps": steps,

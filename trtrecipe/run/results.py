@@ -1,9 +1,13 @@
-"""What a build made, per target: status, figures and verdicts, read from how its steps ended."""
+"""What a build made, per target: status, figures and verdicts, read from how its steps ended.
+
+Of a target's candidates the fastest that meets its gates is shipped.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from trtrecipe.plan.graph import Graph, RecipePlan, TargetPlan
@@ -19,7 +23,12 @@ GRAPH_EVALUATED = (
 
 @dataclass(frozen=True)
 class TargetResult:
-    """`status`: "built", "cached", "failed", "gate-failed" or "pending". `steps` pairs step ids with outcomes."""
+    """`status`: "built", "cached", "failed", "gate-failed" or "pending". `steps` pairs step ids with outcomes.
+
+    `kept`: names of the ONNX nodes that stayed in a higher precision; `search`: what a search measured. `candidates`: where
+    a recipe names several modes, all of them; the others are what `chosen` among them made, or the first of them where
+    there is no choice (`chosen` None), which is then without artifacts.
+    """
 
     plan: TargetPlan
     status: str
@@ -29,6 +38,10 @@ class TargetResult:
     notes: tuple[str, ...]
     steps: tuple[tuple[str, Outcome], ...]
     error: str | None = None  # why what was built could not be placed
+    kept: tuple[str, ...] = ()
+    search: Mapping[str, Any] | None = None
+    candidates: tuple[TargetResult, ...] = ()
+    chosen: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,10 +54,36 @@ class RecipeResult:
 
 def results(graph: Graph, outcomes: Mapping[str, Outcome]) -> tuple[RecipeResult, ...]:
     """The results of all recipes of a graph."""
-    return tuple(
-        RecipeResult(recipe, tuple(_target_result(graph, recipe, target, outcomes) for target in recipe.targets))
-        for recipe in graph.recipes
-    )
+    return tuple(RecipeResult(recipe, tuple(_targets(graph, recipe, outcomes))) for recipe in graph.recipes)
+
+
+def _targets(graph: Graph, recipe: RecipePlan, outcomes: Mapping[str, Outcome]) -> Iterator[TargetResult]:
+    # A target's candidates stand side by side.
+    for _, plans in groupby(recipe.targets, key=lambda plan: plan.target.id):
+        made = [_target_result(graph, recipe, plan, outcomes) for plan in plans]
+        yield choose(made) if made[0].plan.target.rivals else made[0]
+
+
+def choose(candidates: Sequence[TargetResult]) -> TargetResult:
+    """The target that its candidates make: the fastest of those that meet its gates, if that is known."""
+    ended = {candidate.status for candidate in candidates}
+    left = [candidate for candidate in candidates if candidate.status in ("built", "cached", "pending")]
+    steps = tuple(dict(pair for candidate in candidates for pair in candidate.steps).items())
+    every = tuple(candidates)
+    undecided = TargetResult(candidates[0].plan, "", {}, {}, (), (), steps, candidates=every)
+    if "failed" in ended:
+        return replace(undecided, status="failed")
+    if not left:
+        return replace(undecided, status="gate-failed")
+    latencies = [candidate.metrics.get("latency_ms", {}).get("p50") for candidate in left]
+    if len(left) > 1 and None in latencies:
+        names = " and ".join(candidate.plan.target.mode for candidate in left)
+        note = f"which of {names} is faster has not been measured, so neither is shipped"
+        return replace(undecided, status="pending", notes=(note,))
+    chosen = min(left, key=lambda candidate: candidate.metrics["latency_ms"]["p50"]) if len(left) > 1 else left[0]
+    status = "built" if chosen.status == "cached" and "built" in ended else chosen.status
+    mode = chosen.plan.target.mode
+    return replace(chosen, status=status, steps=steps, candidates=every, chosen=mode)
 
 
 def _target_result(graph: Graph, recipe: RecipePlan, plan: TargetPlan, outcomes: Mapping[str, Outcome]) -> TargetResult:
@@ -64,7 +103,18 @@ def _target_result(graph: Graph, recipe: RecipePlan, plan: TargetPlan, outcomes:
         notes += [note for note in measurements.get("notes", ()) if note not in notes]
     if plan.evaluates == "graph" and "cosine" in metrics:
         notes.append(GRAPH_EVALUATED)
-    return TargetResult(plan, _status(steps, gates), artifacts, metrics, gates, tuple(notes), steps)
+    search = measured.get("search")
+    return TargetResult(
+        plan=plan,
+        status=_status(steps, gates),
+        artifacts=artifacts,
+        metrics=metrics,
+        gates=gates,
+        notes=tuple(notes),
+        steps=steps,
+        kept=tuple((search or measured.get("lower", {})).get("kept", ())),
+        search={name: search[name] for name in ("ranking", "evaluations") if name in search} if search else None,
+    )
 
 
 def _metrics(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

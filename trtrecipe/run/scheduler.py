@@ -12,11 +12,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
+from trtrecipe.data.sources import to_json
 from trtrecipe.plan.graph import Graph, Step, StepOutput
 from trtrecipe.plan.resolve import Resolution, Resolver
 from trtrecipe.plan.sources import SampleSource, Source
 from trtrecipe.run.events import Damaged, Finished, Listener, Outcome, Started, Waiting
 from trtrecipe.run.process import WorkerProcess
+from trtrecipe.steps.protocol import keywords
 from trtrecipe.steps.registry import STEPS
 from trtrecipe.store.records import Record
 from trtrecipe.store.store import Store
@@ -25,6 +27,8 @@ BUSY_RETRY = 0.1  # seconds until a key that someone else works on is looked at 
 _ORDER = {kind: number for number, kind in enumerate(STEPS)}
 # A latency taken while other steps use the machine is no latency. They come last in the order, so nothing waits.
 _ALONE = {"benchmark"}
+# Kinds that use several processes themselves. While one runs, no other step is started.
+_SPREADS = {kind for kind, module in STEPS.items() if "jobs" in keywords(module)}
 
 
 @contextmanager
@@ -162,7 +166,7 @@ class Scheduler:
             "store": str(self._store.root),
             "kind": step.kind,
             "params": step.params,
-            "resources": step.resources,
+            "resources": {**step.resources, **({"jobs": self._jobs} if step.kind in _SPREADS else {})},
             "key": resolution.key,
             "key_document": resolution.key_document,
             "inputs": {role: self._request_input(source) for role, source in step.inputs.items()},
@@ -182,10 +186,10 @@ class Scheduler:
             outputs = self._known[source.step].outputs
             assert outputs is not None
             return {"blob": asdict(outputs[source.role])}
-        request: dict[str, Any] = {"path": str(source.path.absolute()), "sha256": self._sources[source]}
+        sha256 = self._sources[source]
         if isinstance(source, SampleSource):
-            request |= {"member": source.member, "sampling": asdict(source.sampling)}
-        return request
+            return {"data": to_json(source.data), "sampling": asdict(source.sampling), "sha256": sha256}
+        return {"path": str(source.path.absolute()), "sha256": sha256}
 
     def _finish(self, step: Step, worker: WorkerProcess) -> None:
         answer = worker.finish()
@@ -237,7 +241,8 @@ class Scheduler:
 
     def _may_start(self) -> bool:
         """Whether the first of the ready steps may start now."""
-        if not self._ready or len(self._running) >= self._jobs:
+        used = sum(self._jobs if self._graph.steps[step_id].kind in _SPREADS else 1 for step_id in self._running)
+        if not self._ready or used >= self._jobs:
             return False
         kinds = {self._graph.steps[step_id].kind for step_id in (*self._running, self._ready[0][2])}
         return not self._running or not kinds & _ALONE

@@ -6,6 +6,7 @@ print goes to standard error, which the parent keeps as the step's log. Ends, wi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -13,15 +14,17 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from trtrecipe.data.errors import DataError
 from trtrecipe.data.sampling import Sampling
-from trtrecipe.data.sources import DataError, write_samples
+from trtrecipe.data.sources import from_json, in_words, write_samples
 from trtrecipe.errors import Problem, StepError, TrtrecipeError
 from trtrecipe.plan.sources import ModelSource, source_digest
 from trtrecipe.plan.tools import version
+from trtrecipe.steps.protocol import Step, keywords
 from trtrecipe.steps.registry import STEPS
 from trtrecipe.store.blobs import Blob, DamagedBlobError, explain_oserror
 from trtrecipe.store.records import Record
@@ -113,16 +116,27 @@ def _run(store: Store, request: Mapping[str, Any], folder: Path) -> dict[str, An
     }
     started = time.monotonic()
     run: Callable[..., Mapping[str, Any]] = module.run  # which keywords a kind takes is between it and the plan
-    measurements = dict(run(module.Params(**request["params"]), inputs, out, **request["resources"]))
-    seconds = time.monotonic() - started
-    files = {role: out / name for role, name in module.OUTPUTS.items()}
-    absent = [role for role, file in files.items() if not file.is_file()]
-    if absent:
-        raise StepError(f"step {request['kind']} did not write its output {', '.join(absent)}")
-    for source in request["inputs"].values():
-        _check_unchanged(store, source)
-    store.publish(request["key"], request["key_document"], files, measurements)
+    with _resources(store, request, module) as resources:
+        measurements = dict(run(module.Params(**request["params"]), inputs, out, **resources))
+        seconds = time.monotonic() - started
+        files = {role: out / name for role, name in module.OUTPUTS.items()}
+        absent = [role for role, file in files.items() if not file.is_file()]
+        if absent:
+            raise StepError(f"step {request['kind']} did not write its output {', '.join(absent)}")
+        for source in request["inputs"].values():
+            _check_unchanged(store, source)
+        store.publish(request["key"], request["key_document"], files, measurements)
     return {"status": "ran", "seconds": round(seconds, 3)}
+
+
+@contextlib.contextmanager
+def _resources(store: Store, request: Mapping[str, Any], module: Step) -> Iterator[dict[str, Any]]:
+    """The keywords of the step's `run`. What it keeps for a repetition goes once its outputs are in the store."""
+    if "checkpoint" not in keywords(module):
+        yield request["resources"]
+        return
+    with store.checkpoint(request["key"]) as folder:
+        yield {**request["resources"], "checkpoint": folder}
 
 
 def _check_tools(tools: Mapping[str, str]) -> None:
@@ -140,21 +154,21 @@ def _bring(store: Store, source: Mapping[str, Any], target: Path) -> Path:
     if "blob" in source:
         store.blobs.copy_out(Blob(**source["blob"]), target)
         return target
-    path = Path(source["path"])
-    if "sampling" not in source:
-        return path
+    if "path" in source:
+        return Path(source["path"])
+    data = from_json(source["data"])
     try:
-        digest = write_samples(path, source["member"], Sampling(**source["sampling"]), target)
+        digest = write_samples(data, Sampling(**source["sampling"]), target)
     except DataError as error:
         raise StepError(error.message, error.hint) from None
     if digest != source["sha256"]:
-        raise FileChangedError(path)
+        raise FileChangedError(in_words(data))
     return target
 
 
 def _check_unchanged(store: Store, source: Mapping[str, Any]) -> None:
     """A model is read in place: what was read must be what the key says."""
-    if "path" not in source or "sampling" in source:
+    if "path" not in source:
         return
     path = Path(source["path"])
     try:

@@ -48,7 +48,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, A
     opt = {name: sizes["opt"] for name, sizes in params.dims.items()}
     open_axis = next((spec.shape[0] for spec in graph.inputs if spec.shape and isinstance(spec.shape[0], str)), None)
     batch = batches.batch_size(graph, opt.get(open_axis, 1) if open_axis else 1)
-    feeds = draw.draw(graph, {"samples": batch, "seed": 0, "dims": opt}).arrays
+    feeds = draw.arrays(graph, {"samples": batch, "seed": 0, "dims": opt})
     with open_engine(params.runtime, inputs["engine"]) as engine:
         seconds = _time(lambda: engine.run(feeds))
         return {**_figures(seconds, batch), "conditions": {**engine.conditions(), **_load()}}

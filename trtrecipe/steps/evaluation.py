@@ -39,10 +39,14 @@ def samples_of(params: Judging, inputs: Mapping[str, Path], graph: Interface) ->
 
 
 def batches_of(
-    params: Judging, samples: batches.Samples, graph: Interface, size: int = batches.BATCH
+    params: Judging,
+    samples: batches.Samples,
+    graph: Interface,
+    size: int = batches.BATCH,
+    span: tuple[int, int] | None = None,
 ) -> Iterator[batches.Batch]:
-    """The samples as feeds. Drawn samples are what the model is given: preprocessing does not apply to them."""
-    return batches.batches(samples, graph, {} if params.drawn is not None else params.preprocess, size)
+    """The samples, or those of `span`, as feeds. Drawn ones are what the model is given: they are not preprocessed."""
+    return batches.batches(samples, graph, {} if params.drawn is not None else params.preprocess, size, span)
 
 
 def score(
@@ -53,3 +57,23 @@ def score(
         return {}
     name = outputs.pick(collected, graph.outputs[0].name, params.output)
     return {"accuracy": metrics.evaluate(params.metric, collected[name], samples.label, name)}
+
+
+def compare(
+    params: Judging,
+    samples: batches.Samples,
+    graph: Interface,
+    collected: Mapping[str, Array],
+    reference: Mapping[str, Array],
+) -> dict[str, float]:
+    """The figures of outputs against the reference's.
+
+    cosine and cosine_worst, max_abs_error, equal (`metrics.Closeness`), with a metric also accuracy, with top1 or top5
+    also agreement. Raises StepError for outputs that are not finite where the reference is.
+    """
+    metrics.check_comparable(collected, reference)
+    figures = metrics.closeness(collected, reference).measurements() | score(params, samples, graph, collected)
+    if params.metric in metrics.CLASSIFIERS:
+        name = outputs.pick(reference, graph.outputs[0].name, params.output)
+        figures["agreement"] = metrics.agreement(collected[name], reference[name], name)
+    return figures

@@ -1,7 +1,8 @@
 """export: the model as a canonical ONNX graph whose inputs have every axis decided.
 
 A SavedModel goes through the graph of one signature and tf2onnx, a Keras file through a SavedModel, an ONNX file
-passes through. The same model gives the same bytes, in any process.
+passes through. The same model gives the same bytes, in any process. Beside it goes what became of the source model's
+layers (`graphs.layers`).
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from trtrecipe.graphs.from_tensorflow import Frozen
+    from trtrecipe.graphs.layers import Layers
 
-VERSION = 1
-OUTPUTS = {"onnx": "model.onnx"}
+VERSION = 2
+OUTPUTS = {"onnx": "model.onnx", "layers": "layers.json"}
 NUMERIC = True  # TensorFlow and tf2onnx compute constants on the way
 
 
@@ -43,38 +45,41 @@ def tools(params: Params) -> tuple[str, ...]:
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, Any]:
-    """Write the graph of "model" (what fetch made) to `out/model.onnx`.
+    """Write the graph of "model" (what fetch made) to `out/model.onnx`, its layers' nodes to `out/layers.json`.
 
     Raises StepError where model and recipe do not fit, and for models that cannot be expressed in ONNX.
     """
     import tempfile
 
-    from trtrecipe.graphs import files, sound
-    from trtrecipe.graphs.canonical import canonical
+    from trtrecipe.graphs import files, layers, sound
 
     if params.format == "onnx":
-        model, notes = _onnx(params, inputs["model"])
+        model, found, notes = _onnx(params, inputs["model"])
     else:
         with tempfile.TemporaryDirectory(prefix="trtrecipe-") as folder:
-            model, notes = _tensorflow(params, inputs["model"], Path(folder))
-    model = canonical(model, rename=params.format != "onnx")
+            model, found, notes = _tensorflow(params, inputs["model"], Path(folder))
     sound.check(model)
+    (out / OUTPUTS["layers"]).write_bytes(layers.dump(found))
     files.save(model, out / OUTPUTS["onnx"])
     return {"notes": notes} if notes else {}
 
 
-def _onnx(params: Params, path: Path) -> tuple[ModelProto, list[str]]:
-    from trtrecipe.graphs import from_onnx, shapes
+def _onnx(params: Params, path: Path) -> tuple[ModelProto, Layers, list[str]]:
+    from trtrecipe.graphs import from_onnx, layers, shapes
+    from trtrecipe.graphs.canonical import canonical
     from trtrecipe.graphs.interface import interface
 
     model = from_onnx.read(path, params.opset)
+    source = [node.name for node in model.graph.node]
     bound = shapes.bind(interface(model).inputs, params.inputs, params.dims)
     _settle(model, bound.shapes)
-    return model, list(bound.notes)
+    exported = canonical(model)
+    return exported, layers.of_onnx(source, exported), list(bound.notes)
 
 
-def _tensorflow(params: Params, path: Path, folder: Path) -> tuple[ModelProto, list[str]]:
-    from trtrecipe.graphs import from_tensorflow, shapes, sound
+def _tensorflow(params: Params, path: Path, folder: Path) -> tuple[ModelProto, Layers, list[str]]:
+    from trtrecipe.graphs import from_tensorflow, layers, shapes, sound
+    from trtrecipe.graphs.canonical import renamed
 
     frozen = _frozen(params, path, folder)
     bound = shapes.bind(frozen.inputs, params.inputs, params.dims)
@@ -83,7 +88,11 @@ def _tensorflow(params: Params, path: Path, folder: Path) -> tuple[ModelProto, l
     unused = from_tensorflow.unused_inputs(model, list(bound.shapes))
     _settle(model, {name: shape for name, shape in bound.shapes.items() if name not in unused})
     dropped = [f"input {name} does not affect any output and is no input of the graph" for name in unused]
-    return model, [*bound.notes, *notes, *dropped]
+    exported = renamed(model)
+    operations = [(node.op, node.name) for node in frozen.graph.node]
+    keras = layers.of_keras(path) if params.format == "keras" else []
+    found = layers.of_tensorflow(operations, keras, exported)
+    return exported.model, found, [*bound.notes, *notes, *dropped]
 
 
 def _frozen(params: Params, path: Path, folder: Path) -> Frozen:

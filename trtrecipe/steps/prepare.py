@@ -1,4 +1,4 @@
-"""prepare: the exported graph, folded and simplified in ways that suit every target."""
+"""prepare: the exported graph, folded and simplified in ways that suit every target, with Q/DQ in TensorRT's form."""
 
 from __future__ import annotations
 
@@ -23,12 +23,17 @@ def tools(params: Params) -> tuple[str, ...]:
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, Any]:
-    """Write the simplified "onnx" to `out/model.onnx`; measurements: nodes before and after. Raises StepError."""
+    """Write the simplified "onnx" to `out/model.onnx`; measurements: nodes before and after, and notes.
+
+    Quantization that the model carries ends in TensorRT's explicit form. Raises StepError where it has none.
+    """
     from trtrecipe.graphs import files, sound
+    from trtrecipe.graphs.carried_form import normalise
     from trtrecipe.graphs.passes import simplify
 
     model = files.load(inputs["onnx"])
-    result = simplify(model)
+    result, notes = normalise(simplify(model))
     sound.check(result)
     files.save(result, out / OUTPUTS["onnx"])
-    return {"nodes": len(result.graph.node), "nodes_before": len(model.graph.node)}
+    measured = {"nodes": len(result.graph.node), "nodes_before": len(model.graph.node)}
+    return {**measured, "notes": notes} if notes else measured

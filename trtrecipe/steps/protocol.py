@@ -6,7 +6,7 @@ top (it is imported while planning); `run` imports what it needs, inside the fun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,5 +42,11 @@ class Step(Protocol):
         Returns measurements: JSON values that may differ from run to run and are no one's input. The key "notes" holds
         a list of sentences that a person should read. Raises `StepError` for what a person can mend.
         A kind may take further keywords, which limit the resources it uses (`plan.graph.Step.resources`): its outputs
-        must not depend on them.
+        must not depend on them. Two are given without being planned: `jobs`, how many processes it may use, and
+        `checkpoint`, a folder of this key alone, where it may keep what it has done so far until it is repeated.
         """
+
+
+def keywords(step: Step) -> Collection[str]:
+    """The further keywords that the step's `run` takes."""
+    return getattr(step.run, "__kwdefaults__", None) or ()

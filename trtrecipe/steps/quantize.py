@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-VERSION = 1
+VERSION = 2
 OUTPUTS = {"onnx": "model.onnx"}
 NUMERIC = False  # divisions of float32 and nothing else: the same everywhere
 
@@ -23,11 +23,20 @@ def tools(params: Params) -> tuple[str, ...]:
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, Any]:
-    """With "onnx" (lowered), "scales" → the quantized graph; notes on what stays in floating point."""
-    from trtrecipe.graphs import files
+    """With "onnx" (lowered), "scales" and, where layers are kept in higher precision, "keep" → the quantized graph.
+
+    Notes say what stays in floating point. A graph that carries Q/DQ already passes through as it is.
+    """
+    from trtrecipe.graphs import files, keep
     from trtrecipe.quant import scales
     from trtrecipe.quant.qdq import insert_qdq
+    from trtrecipe.quant.sites import carries_pairs
 
-    quantized, notes = insert_qdq(files.load(inputs["onnx"]), scales.load(inputs["scales"]).thresholds)
-    files.save(quantized, out / OUTPUTS["onnx"])
+    model = files.load(inputs["onnx"])
+    if carries_pairs(model):
+        notes = ["the model carries its own quantization, which is kept as it is"]
+    else:
+        kept = keep.load(inputs["keep"]) if "keep" in inputs else {}
+        model, notes = insert_qdq(model, scales.load(inputs["scales"]).thresholds, kept)
+    files.save(model, out / OUTPUTS["onnx"])
     return {"notes": notes}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-VERSION = 1
+VERSION = 2
 OUTPUTS = {"outputs": "outputs.npz", "preprocessing": "preprocessing.json"}
 NUMERIC = True
 
@@ -32,7 +32,7 @@ def tools(params: Params) -> tuple[str, ...]:
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, Any]:
     """With "onnx", "data.*" → outputs of all samples, preprocessing contract; measures samples, accuracy, notes."""
-    from trtrecipe.data import draw, outputs, preprocess
+    from trtrecipe.data import checks, draw, outputs, preprocess
     from trtrecipe.engines.ort import OrtEngine
     from trtrecipe.graphs import files
     from trtrecipe.graphs.interface import interface
@@ -40,10 +40,11 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, A
 
     graph = interface(files.load(inputs["onnx"]))
     samples = samples_of(params, inputs, graph)
+    looked = [] if params.drawn is not None else checks.look(samples, graph, params.preprocess)
     with OrtEngine(inputs["onnx"]) as engine:
         collected, notes = outputs.collect(engine.run, batches_of(params, samples, graph))
     outputs.write_npz(out / OUTPUTS["outputs"], collected)
     if params.drawn is not None:
-        notes = [f"no data: results are compared on {samples.count} drawn samples, {draw.DISTRIBUTION}", *notes]
-    (out / OUTPUTS["preprocessing"]).write_bytes(preprocess.document(graph, params.preprocess))
-    return {"samples": samples.count, **score(params, samples, graph, collected), "notes": notes}
+        looked = [f"no data: results are compared on {samples.count} drawn samples, {draw.DISTRIBUTION}"]
+    (out / OUTPUTS["preprocessing"]).write_bytes(preprocess.document(graph, params.preprocess, samples.raw))
+    return {"samples": samples.count, **score(params, samples, graph, collected), "notes": [*looked, *notes]}

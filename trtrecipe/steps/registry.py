@@ -13,6 +13,8 @@ from trtrecipe.steps import (
     prepare,
     quantize,
     reference,
+    search,
+    table,
     verify,
 )
 from trtrecipe.steps.protocol import Step
@@ -24,7 +26,9 @@ STEPS: dict[str, Step] = {
     "lower": lower,
     "reference": reference,
     "calibrate": calibrate,
+    "search": search,
     "quantize": quantize,
+    "table": table,
     "convert": convert,
     "compile": compile,
     "verify": verify,

@@ -40,27 +40,21 @@ def tools(params: Params) -> tuple[str, ...]:
 def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, Any]:
     """With "engine", "onnx", "reference", "data.*" → figures; no output.
 
-    Measures samples, evaluated, cosine and cosine_worst, max_abs_error, equal (`metrics.Closeness`), with a metric also
-    accuracy, with top1 or top5 also agreement, and notes. Raises StepError for outputs that are not finite where the
-    reference is.
+    Measures samples, evaluated, the figures of `evaluation.compare`, and notes. Raises StepError for outputs that are
+    not finite where the reference is.
     """
-    from trtrecipe.data import metrics, outputs
+    from trtrecipe.data import outputs
     from trtrecipe.graphs import files
     from trtrecipe.graphs.interface import interface
-    from trtrecipe.steps.evaluation import batches_of, samples_of, score
+    from trtrecipe.steps.evaluation import batches_of, compare, samples_of
 
     graph = interface(files.load(inputs["onnx"]))
     reference = outputs.read_npz(inputs["reference"])
     samples = samples_of(params, inputs, graph)
     with _open(params, inputs) as engine:
         collected, notes = outputs.collect(engine.run, batches_of(params, samples, graph, _size(params, graph)))
-    metrics.check_comparable(collected, reference)
     figures: dict[str, Any] = {"samples": samples.count, "evaluated": params.evaluates}
-    figures |= metrics.closeness(collected, reference).measurements()
-    figures |= score(params, samples, graph, collected)
-    if params.metric in metrics.CLASSIFIERS:
-        name = outputs.pick(reference, graph.outputs[0].name, params.output)
-        figures["agreement"] = metrics.agreement(collected[name], reference[name], name)
+    figures |= compare(params, samples, graph, collected, reference)
     return {**figures, "notes": notes}
 
 

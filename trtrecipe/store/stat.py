@@ -7,10 +7,11 @@ within the same clock tick could otherwise go unseen (git calls such an entry ra
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from trtrecipe.errors import StepError
@@ -31,7 +32,7 @@ CREATE TABLE IF NOT EXISTS blobs (
 class FileChangedError(StepError):
     """A file changed while it was being read."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
         super().__init__(f"{path} changed while it was being read", "run the build again once the file is at rest")
 
 
@@ -117,6 +118,24 @@ class StatCache:
             self._write("INSERT OR REPLACE INTO files VALUES (?,?,?,?,?,?,?,?)", row)
         return sha256
 
+    def digest_files(self, what: str, names: Sequence[str], files: Sequence[Path], compute: Callable[[], str]) -> str:
+        """The SHA-256 that `compute` gives for `what` of many files, from its row where names and stats are the same.
+
+        `names` are those that the choice of files was made from. Raises as `digest` does.
+        """
+        before, _ = _state(names, files)
+        row = self._query("SELECT sha256 FROM files WHERE path = ? AND part = ?", (b"", what))
+        if row is not None and str(row[0]).startswith(f"{before} "):
+            return str(row[0]).partition(" ")[2]
+        sha256 = compute()
+        after, settled = _state(names, files)
+        if after != before:
+            raise FileChangedError(files[0])
+        if settled:
+            values = (b"", what, 0, 0, 0, 0, 0, f"{after} {sha256}")
+            self._write("INSERT OR REPLACE INTO files VALUES (?,?,?,?,?,?,?,?)", values)
+        return sha256
+
     def blob_is_known(self, sha256: str, stat: os.stat_result) -> bool:
         """Whether the blob was hashed when its stat was as it is now (its ctime aside: links change it)."""
         now = _identity(stat)[:4]
@@ -146,6 +165,17 @@ class StatCache:
             self._database.execute(sql, values)
         except _UNUSABLE as error:
             self._make_anew(error)
+
+
+def _state(names: Sequence[str], files: Sequence[Path]) -> tuple[str, bool]:
+    """A digest of the names and of each file's path and stat, and whether all files are old enough for a row."""
+    digest = hashlib.sha256("\0".join((str(len(names)), *names, "")).encode())
+    newest = 0
+    for file in files:
+        stat = file.stat()
+        newest = max(newest, stat.st_mtime_ns, stat.st_ctime_ns)
+        digest.update(b"%s\0%d %d %d %d %d\n" % (os.fsencode(file.absolute()), *_identity(stat)))
+    return digest.hexdigest(), time.time_ns() - newest >= SETTLED_NS
 
 
 def _identity(stat: os.stat_result) -> tuple[int, int, int, int, int]:

@@ -5,6 +5,7 @@
 <store>/v1/records/12/3456….json   what the step with that key produced
 <store>/v1/last/<recipe>.json      keys of a recipe's last build: what `explain` compares with
 <store>/v1/stat.sqlite             stat rows; may be deleted at any time
+<store>/v1/checkpoints/<key>/      what a step that was interrupted had done so far, in files of its own
 <store>/v1/locks tmp quarantine
 """
 
@@ -64,7 +65,9 @@ class Store:
         base = root / BUCKET
         self._locks, self._temporary = base / "locks", base / "tmp"
         self._last, self.quarantine = base / "last", base / "quarantine"
-        folders = (base / "blobs", base / "records", self._locks, self._temporary, self._last, self.quarantine)
+        self._checkpoints = base / "checkpoints"
+        kept = (base / "blobs", base / "records", self._last, self.quarantine, self._checkpoints)
+        folders = (*kept, self._locks, self._temporary)
         try:
             if not all(map(os.path.isdir, folders)):
                 self._create(folders)
@@ -163,17 +166,40 @@ class Store:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    @contextlib.contextmanager
+    def checkpoint(self, key: str) -> Iterator[Path]:
+        """A folder in which a step keeps what it has done so far; for who holds the key's lock.
+
+        It is there again when the step is repeated after an error or the end of its process, and removed when all went
+        well. Raises StoreError.
+        """
+        import shutil
+
+        folder = self._checkpoints / key
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise explain_oserror(error, self.root, "store") from error
+        try:
+            yield folder
+        except BaseException:
+            with contextlib.suppress(OSError):  # not empty: that is what is kept
+                folder.rmdir()
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+
     def log_path(self, key: str) -> Path:
         """A new file for what a step's tools say."""
         return self._temporary / f"{key[:16]}.{os.urandom(4).hex()}.log"
 
     def sweep(self) -> None:
-        """Remove the logs and work folders of builds that ended more than a week ago."""
+        """Remove the logs, work folders and checkpoints of builds that ended more than a week ago."""
         # Left for want of rights they only cost space, and no build should fail for that.
-        with contextlib.suppress(OSError):
-            for path in self._temporary.iterdir():
-                if time.time() - path.lstat().st_mtime > _WEEK:
-                    self._remove(path)
+        for folder in (self._temporary, self._checkpoints):
+            with contextlib.suppress(OSError):
+                for path in folder.iterdir():
+                    if time.time() - path.lstat().st_mtime > _WEEK:
+                        self._remove(path)
 
     def _remove(self, path: Path) -> None:
         import shutil
@@ -181,7 +207,7 @@ class Store:
         if path.is_symlink() or not path.is_dir():
             path.unlink(missing_ok=True)
             return
-        # A work folder is named by its key; who holds the key's lock is still at it.
+        # A folder is named by its key; who holds the key's lock is still at it.
         lock = self.lock(path.name)
         if lock.acquire():
             shutil.rmtree(path, ignore_errors=True)

@@ -52,6 +52,11 @@ class Dialect:
     notes: tuple[str, ...]
     sources: tuple[str, ...]
 
+    @property
+    def implicit(self) -> bool:
+        """Whether INT8 can be asked for by a calibration table: in weakly typed networks of TensorRT."""
+        return self.tensorrt is not None and not self.strongly_typed
+
 
 @dataclass(frozen=True)
 class L4T:

@@ -1,0 +1,109 @@
+"""inspect: what is in a file, by its content and not by its name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trtrecipe.cli.recipes import Json
+from trtrecipe.cli.render import print_json, short_path, size
+from trtrecipe.errors import InputError, Problem, StepError
+
+_LARGEST_JSON = 256 << 20
+_LARGEST_GRAPH = 2 << 30  # of any protobuf file
+_KNOWN = "inspect shows ONNX graphs, scales.json and calibration tables"
+_OTHERS = (  # offset, bytes, what starts so
+    (0, b"ftrt", "a TensorRT engine"),
+    (4, b"TFL3", "a TFLite model"),
+    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras wrote models before 3.0"),
+    (0, b"PK\x03\x04", "a ZIP archive, such as a Keras model or an npz file"),
+    (0, b"\x93NUMPY", "a NumPy array"),
+    (0, b"\x1f\x8b", "a gzip file"),
+    (0, b"\x7fELF", "a program or library"),
+)
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX graph, scales or a calibration table.")],
+    as_json: Json = False,
+) -> None:
+    """Show what is in a file: a graph and the TensorRT releases that take it, scales, a calibration table."""
+    try:
+        kind, show = _recognise(file)
+        described, lines = show(file)
+    except OSError as error:
+        raise InputError([Problem(f"cannot be read: {error.strerror}", file=str(file))]) from None
+    except StepError as error:
+        raise InputError([Problem(error.message, file=str(file), hint=error.hint)]) from None
+    count = file.stat().st_size
+    if as_json:
+        document = {"schema": "trtrecipe/inspect/v1", "file": short_path(file), "kind": kind, "size": count}
+        print_json(document | described)
+        return
+    typer.echo(f"{short_path(file)}: {kind.replace('_', ' ')}, {size(count)}")
+    for line in lines:
+        typer.echo(line)
+
+
+Shown = tuple[dict[str, Any], list[str]]
+"""What a kind adds to the document, and its lines for a person."""
+
+
+def _recognise(file: Path) -> tuple[str, Callable[[Path], Shown]]:
+    """The kind of file, and what shows it. Raises InputError with what is known of a file of no such kind."""
+    if file.is_dir():
+        what = "a SavedModel folder" if (file / "saved_model.pb").exists() else "a folder"
+        raise _unknown(file, f"is {what}")
+    if file.exists() and not file.is_file():
+        raise _unknown(file, "is no regular file")
+    with file.open("rb") as opened:
+        head = opened.read(64)
+    if not head:
+        raise _unknown(file, "is empty")
+    if head.startswith(b"TRT-"):
+        return "calibration_table", _table
+    for offset, magic, what in _OTHERS:
+        if head[offset:].startswith(magic):
+            raise _unknown(file, f"is {what}")
+    if head.lstrip().startswith((b"{", b"[")):
+        return "scales", _scales
+    return "onnx", _graph
+
+
+def _table(file: Path) -> Shown:
+    from trtrecipe.cli.inspect_scales import show_table
+
+    return show_table(file)
+
+
+def _scales(file: Path) -> Shown:
+    from trtrecipe.cli.inspect_scales import show_scales
+
+    if file.stat().st_size > _LARGEST_JSON:
+        raise _unknown(file, f"starts like JSON, but has more than {_LARGEST_JSON >> 20} MiB")
+    try:
+        document = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        raise _unknown(file, "starts like JSON and is not") from None
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != "trtrecipe/scales/v1":
+        named = f"is a JSON document with the schema {str(schema)[:80]!r}" if schema else "is a JSON document"
+        raise _unknown(file, f"{named}, not scales")
+    return show_scales(file)
+
+
+def _graph(file: Path) -> Shown:
+    from trtrecipe.cli.inspect_onnx import read, show_graph
+
+    model = read(file) if file.stat().st_size <= _LARGEST_GRAPH else None
+    if model is None:
+        raise _unknown(file, "is neither of the kinds that are known by their first bytes nor an ONNX graph")
+    return show_graph(model)
+
+
+def _unknown(file: Path, what: str) -> InputError:
+    return InputError([Problem(f"{what}: nothing to show", file=str(file), hint=_KNOWN)])
