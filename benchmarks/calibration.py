@@ -1,18 +1,26 @@
-"""What calibration costs, beside ONNX Runtime's calibrators: a graph of ResNet-18's shape, samples of 3 x 224 x 224.
+"""What calibration costs, beside other calibrators: a graph of ResNet-18's shape, samples of 3 x 224 x 224.
 
 The graph's weights are seeded normal values of He's variance, its samples seeded smooth noise, normalized as for
 ImageNet; both are written by this program. Every command calibrates once, in a process of its own, as its users do:
-trtrecipe runs its calibrate step on the file of samples, ONNX Runtime reads one sample of it at a time, with its own
-defaults but for symmetric ranges. ONNX Runtime's entropy and percentile keep every observed value of every
-sample, so they run with --counts' smallest number alone unless --all is given (about 30 MiB per sample).
+trtrecipe runs its calibrate step on the file of samples; ONNX Runtime reads one sample of it at a time, with its own
+defaults but for symmetric ranges; NNCF (nncf.quantize) likewise, all of them (its subset size is set to their number);
+ModelOpt (modelopt.onnx.quantization.quantize, on the CPU) takes them as one array. The last two also place Q/DQ and
+write the graph, which takes them a second or so. ONNX Runtime's entropy and percentile keep every observed value of
+every sample, so they run with --counts' smallest number alone unless --all is given (about 30 MiB per sample).
 
-`tensors` is how many scales come out: trtrecipe observes what it quantizes, the inputs of convolutions and matrix
-products; ONNX Runtime every float tensor.
+"All tensors" is what implicit quantization needs; "2 processes" share the samples where that is worth starting them.
+
+`tensors` is how many scales of activations come out: trtrecipe counts what it quantizes, and has the range of every
+other float tensor; ONNX Runtime every float tensor; of the last two, the QuantizeLinear nodes that are not on weights.
+
+ModelOpt and NNCF are measured when they are installed in the environment of --peers; each may have one of its own:
+  python3 -m venv build/peers && build/peers/bin/pip install nncf onnxruntime "nvidia-modelopt[onnx]"
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,10 +29,15 @@ import measure
 from measure import Command, Sample
 
 METHODS = ("minmax", "percentile", "entropy", "mse")
+VARIANTS = {"all tensors": {"tensors": "all"}, "2 processes": {"jobs": 2}}
+"""What a row of ours does beside the usual → the parameters or limits that say so."""
 PEERS = ("MinMax", "Percentile", "Entropy")
 GATHERING = ("Percentile", "Entropy")  # memory grows with the samples
+OTHERS = {"nncf": ("NNCF", "nncf"), "nvidia-modelopt": ("ModelOpt entropy", "modelopt.onnx.quantization")}
+"""Distribution → what its row is called, and the module that calibrates."""
 SHAPE = (3, 224, 224)
 COUNTS = (64, 256, 1024)
+MOST_OF_OTHERS = 256  # samples, unless --all is given
 
 
 def main() -> None:
@@ -35,7 +48,9 @@ def main() -> None:
     parser = measure.parser(__doc__, runs=1)
     parser.add_argument("--counts", type=int, nargs="+", default=COUNTS, metavar="N", help="numbers of samples")
     parser.add_argument("--all", action="store_true", help="run every peer with every number of samples")
+    parser.add_argument("--peers", type=Path, default=measure.PEERS, metavar="DIR", help="their venv (build/peers)")
     options = parser.parse_args()
+    others = _others(options.peers)
     counts = sorted(options.counts)
     env = measure.environment()
     results: dict[tuple[str, int], tuple[Sample, int]] = {}
@@ -43,6 +58,8 @@ def main() -> None:
         measure.run(Command("model", [sys.executable, __file__, "child", "model", str(work)], work, env))
         for count in counts:
             commands = _commands(count, work, env, options.all or count == counts[0])
+            if options.all or count <= MOST_OF_OTHERS:
+                commands += [_other(name, python, count, work, env) for name, (python, _) in others.items()]
             measure.run(
                 Command("samples", [sys.executable, __file__, "child", "samples", str(work), str(count)], work, env)
             )
@@ -50,7 +67,7 @@ def main() -> None:
                 results[name, count] = (sample, tensors)
             (work / f"{count}.npy").unlink()
     lines = [_table(results), "", "Budgets:", "", *_budgets(results, counts)]
-    versions = measure.machine("trtrecipe", "onnxruntime", "numpy")
+    versions = ", ".join([measure.machine("trtrecipe", "onnxruntime", "numpy"), *(said for _, said in others.values())])
     measure.report("calibration", "\n".join([*lines, "", f"{versions}."]), options.write)
 
 
@@ -59,8 +76,27 @@ def _commands(count: int, work: Path, env: dict[str, str], all_peers: bool) -> l
         return Command(name, [sys.executable, __file__, "child", kind, str(work), str(count), method], work, env)
 
     ours = [command(f"trtrecipe {method}", "ours", method) for method in METHODS]
+    ours += [command(f"trtrecipe entropy, {what}", "ours", f"entropy, {what}") for what in VARIANTS]
     kept = [method for method in PEERS if all_peers or method not in GATHERING]
     return ours + [command(f"ONNX Runtime {method}", "onnxruntime", method) for method in kept]
+
+
+def _others(folder: Path) -> dict[str, tuple[Path, str]]:
+    """Of what is installed there: distribution → its Python, and "name version"."""
+    python = measure.peer(folder, "python")
+    found = {}
+    for name, (_, module) in OTHERS.items() if python is not None else ():
+        tried = subprocess.run([str(python), "-c", f"import {module}"], capture_output=True, text=True)
+        if tried.returncode == 0:
+            found[name] = python, measure.peer_version(python, name)
+        else:
+            sys.stderr.write(f"{name} is left out: {(tried.stderr.strip().splitlines() or ['no message'])[-1]}\n")
+    return found
+
+
+def _other(name: str, python: Path, count: int, work: Path, env: dict[str, str]) -> Command:
+    argv = [str(python), __file__, "child", name, str(work), str(count), "entropy"]
+    return Command(OTHERS[name][0], argv, work, env)
 
 
 def _measure(commands: list[Command], runs: int) -> dict[str, tuple[Sample, int]]:
@@ -108,10 +144,11 @@ def child(kind: str, work: str, count: str = "0", method: str = "") -> None:
         _write_model(folder / "model.onnx")
     elif kind == "samples":
         _write_samples(folder / f"{count}.npy", int(count))
-    elif kind == "ours":
-        print(_ours(folder, count, method))
     else:
-        print(_onnxruntime(folder, count, method))
+        shown, sys.stdout = sys.stdout, sys.stderr  # some print their progress
+        calibrators = {"ours": _ours, "onnxruntime": _onnxruntime, "nncf": _nncf, "nvidia-modelopt": _modelopt}
+        found = calibrators[kind](folder, count, method)
+        print(found, file=shown)
 
 
 def _ours(folder: Path, count: str, method: str) -> int:
@@ -120,7 +157,10 @@ def _ours(folder: Path, count: str, method: str) -> int:
     out = folder / f"ours-{method}-{count}"
     out.mkdir(exist_ok=True)
     inputs = {"onnx": folder / "model.onnx", "data.image": folder / f"{count}.npy"}
-    calibrate.run(calibrate.Params(method), inputs, out)
+    method, _, what = method.partition(", ")
+    asked: dict[str, Any] = VARIANTS.get(what, {})
+    params = calibrate.Params(method, tensors=asked.get("tensors", "quantized"))
+    calibrate.run(params, inputs, out, jobs=asked.get("jobs", 1))
     return len(json.loads((out / "scales.json").read_text())["tensors"])
 
 
@@ -142,11 +182,45 @@ def _onnxruntime(folder: Path, count: str, method: str) -> int:
         calibrate_method=CalibrationMethod[method],
         extra_options={"symmetric": True},
     )
-    sys.stdout, shown = sys.stderr, sys.stdout  # it prints its progress
     calibrator.collect_data(Reader())
-    found = len(calibrator.compute_data().data)
-    sys.stdout = shown
-    return found
+    return len(calibrator.compute_data().data)
+
+
+def _nncf(folder: Path, count: str, method: str) -> int:
+    """With the range estimators that are its default; `method` is not used."""
+    import nncf
+    import numpy as np
+    import onnx
+
+    samples = np.load(folder / f"{count}.npy", mmap_mode="r")
+    dataset = nncf.Dataset(range(len(samples)), lambda index: {"image": np.asarray(samples[index])[np.newaxis]})
+    return _pairs(nncf.quantize(onnx.load(folder / "model.onnx"), dataset, subset_size=len(samples)))
+
+
+def _modelopt(folder: Path, count: str, method: str) -> int:
+    import numpy as np
+    import onnx
+    from modelopt.onnx.quantization import quantize
+
+    made = folder / "modelopt.onnx"
+    quantize(
+        str(folder / "model.onnx"),
+        calibration_data={"image": np.load(folder / f"{count}.npy")},
+        calibration_method=method,
+        calibration_eps=["cpu"],
+        calibration_shapes="image:1x3x224x224",
+        high_precision_dtype="fp32",
+        output_path=str(made),
+    )
+    return _pairs(onnx.load(made))
+
+
+def _pairs(model: Any) -> int:
+    """QuantizeLinear nodes on what is no constant."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    nodes = model.graph.node
+    constants |= {name for node in nodes if node.op_type == "Constant" for name in node.output}
+    return sum(node.op_type == "QuantizeLinear" and node.input[0] not in constants for node in nodes)
 
 
 def _write_samples(file: Path, count: int) -> None:

@@ -264,7 +264,7 @@ class Build:
 
 def test_a_killed_calibration_goes_on(project: Project, tmp_path: Path) -> None:
     first = Build(project, tmp_path)
-    wait_for(first.kept)
+    wait_for(lambda: first.kept() or first.process.poll() is not None)
     first.process.kill()
     first.process.communicate(timeout=120)
     wait_for(lambda: not processes_in(first.store))
@@ -295,7 +295,7 @@ inputs = {{role: Path(path) for role, path in {inputs!r}.items()}}
 step.run(step.Params("minmax"), inputs, Path("."), jobs=2, checkpoint=Path("checkpoint"))
 """
     running = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path)
-    wait_for(lambda: list(checkpoint.glob("*.counts")))
+    wait_for(lambda: list(checkpoint.glob("*.counts")) or running.poll() is not None)
     assert len(processes_in(tmp_path)) == 3
     running.kill()
     running.wait()

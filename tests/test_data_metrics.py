@@ -115,3 +115,13 @@ def test_outputs_that_cannot_be_compared(ours: dict[str, np.ndarray], words: str
     with pytest.raises(StepError) as caught:
         metrics.check_comparable(ours, {"a": np.zeros((3, 2))})
     assert words in caught.value.message
+
+
+@pytest.mark.parametrize("metric", ["mse", "cosine", "snr"])
+def test_targets_along_one_axis_are_taken_in_the_outputs_order(metric: str) -> None:
+    output = np.random.default_rng(1).normal(size=(6, 2, 3)).astype(np.float32)
+    target = output + np.float32(0.1)
+    assert metrics.evaluate(metric, output, target.reshape(6, 6), "y") == metrics.evaluate(metric, output, target, "y")
+    assert metrics.evaluate(metric, output[:, :1, :1], target[:, 0, 0], "y") == metrics.evaluate(
+        metric, output[:, :1, :1], target[:, :1, :1], "y"
+    )

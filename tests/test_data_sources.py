@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trtrecipe.data.sampling import Sampling, select
 from trtrecipe.data.errors import DataError
+from trtrecipe.data.sampling import Sampling, select
 from trtrecipe.data.sources import ArrayData, digest_samples, write_samples
 from trtrecipe.digest import sha256_file
 from trtrecipe.errors import InputError, Problem

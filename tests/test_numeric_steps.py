@@ -232,4 +232,4 @@ def test_shared_weights_survive_the_files(tmp_path: Path) -> None:
     first, second = ((tmp_path / name / "q" / "model.onnx").read_bytes() for name in ("a", "b"))
     assert first == second
     scales = json.loads((tmp_path / "a" / "c" / "scales.json").read_text())
-    assert scales["tensors"] == {"x": {"threshold": 3.0, "min": -2.0, "max": 3.0}}
+    assert scales["tensors"] == {"x": {"threshold": 3.0, "min": -2.0, "max": 3.0, "values": 3, "clipped": 0}}

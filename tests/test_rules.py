@@ -59,6 +59,24 @@ def test_targets_keep_the_recipes_order_and_are_called_as_written(tmp_path: Path
     assert [target.release.jetpack if target.release else None for target in targets] == [None, "5.1.4", None, None]
 
 
+@pytest.mark.parametrize(
+    ("evaluation", "same"),
+    [
+        ("{npz: data.npz, arrays: {image: x, label: y}}", True),
+        ("{npz: data.npz, arrays: {image: x_test, label: y}}", False),
+        ("{npy: {image: x.npy}}", False),
+    ],
+)
+def test_judging_by_what_was_calibrated_with_is_said(tmp_path: Path, evaluation: str, same: bool) -> None:
+    text = (
+        INT8
+        + f"evaluation: {{data: {evaluation}}}\ntargets: [rtx, {{profile: rtx, name: b, precision: {{mode: fp16}}}}]\n"
+    )
+    int8, fp16 = _targets(tmp_path, text)
+    assert any("calibration and evaluation name the same data" in note for note in int8.notes) is same
+    assert fp16.notes == ()
+
+
 def test_int8_falls_back_as_asked_except_on_host(tmp_path: Path) -> None:
     rtx, jetson, host = _targets(tmp_path, INT8 + "targets: [rtx, jetson-orin-nx@6.2, host]\n")
     assert (rtx.mode, rtx.fallback, rtx.float_precision) == ("int8", "fp16", "fp16")

@@ -156,7 +156,7 @@ def _range(spec: TensorSpec, seen: _Seen, operations: Operations) -> list[str]:
         expected = max(1.0, scales[0])
         if not SMALL <= largest / expected <= LARGE:
             return [
-                f"after scale, values of input {spec.name} reach {largest:.3g} where about {expected:g} is to be expected: "
-                "are the raw values in the range that the scale is for?"
+                f"after scale, values of input {spec.name} reach {largest:.3g} where about {expected:g} is to be "
+                "expected: are the raw values in the range that the scale is for?"
             ]
     return []

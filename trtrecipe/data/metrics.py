@@ -7,6 +7,7 @@
 | cosine | mean over samples of the cosine between output and label, both flattened | array of the output's shape |
 | snr | 10 log10(Σ label² / Σ (output - label)²) in dB over everything, at most 200 | array of the output's shape |
 
+A label with its values along one axis, or one value a sample, is taken in the order of the output's elements.
 Among equal outputs the lower index ranks first. The cosine of two zero vectors is 1, of a zero and another vector 0.
 """
 
@@ -137,6 +138,8 @@ def _class_indices(label: Array, classes: int, name: str) -> Array:
 
 
 def _regression(metric: str, output: Array, label: Array, name: str) -> float:
+    if label.ndim <= 2 and label.size == output.size:
+        label = label.reshape(output.shape)  # lists and records give a sample's values along one axis
     if label.shape != output.shape:
         raise StepError(
             f"{metric} compares output {name} of shape {list(output.shape)} with labels of shape {list(label.shape)}",

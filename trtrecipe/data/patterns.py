@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from fnmatch import translate
 from pathlib import Path, PurePosixPath
 
@@ -28,64 +28,54 @@ def split(folder: Path, pattern: str) -> tuple[Path, tuple[str, ...]]:
     return folder.joinpath(*parts[:fixed]), parts[fixed:]
 
 
-def matching(folder: Path, pattern: str) -> list[tuple[str, Path]]:
-    """Each file as (its path below the pattern's fixed folder, its path), by the UTF-8 bytes of the first.
+def matching(folder: Path, pattern: str) -> tuple[Path, list[str]]:
+    """The pattern's fixed folder, and the paths below it of the files that match, by their UTF-8 bytes.
 
     Raises DataError when there is none, or for one that is no plain file or has a name that is not UTF-8; OSError for a
     folder that cannot be read.
     """
     top, parts = split(folder, pattern)
     try:
-        found = dict(find(folder, pattern))
+        found = _found(top, (*parts, "*") if parts[-1] == "**" else parts)
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"no file matches {pattern}: there is no folder {top}", "check the path") from None
     if not found:
         raise DataError(f"no file matches {pattern}", _there(top) if len(parts) == 1 else "check the pattern")
-    return sorted(found.items(), key=lambda item: item[0].encode())
+    try:
+        return top, sorted(found, key=str.encode)
+    except UnicodeEncodeError as error:
+        name = os.fsencode(str(error.object))
+        raise DataError(f"{top} holds {name!r}, which is no UTF-8 name", "rename it") from None
 
 
-def find(folder: Path, pattern: str) -> Iterator[tuple[str, Path]]:
-    """What `matching` sorts, as it is found; a file may come twice. Raises the same errors, but for finding none."""
-    top, parts = split(folder, pattern)
-    if parts[-1] == "**":
-        parts = (*parts, "*")
-    waiting: list[tuple[Path, str, int]] = [(top, "", 0)]
+def _found(top: Path, parts: Sequence[str]) -> set[str]:
+    match = [None if part == "**" else re.compile(translate(part)).match for part in parts]
+    hidden = [part.startswith(".") for part in parts]
+    found: set[str] = set()
+    waiting = [("", 0)]
     seen = set(waiting)
     while waiting:
-        parent, prefix, number = waiting.pop()
-        part, last = parts[number], number == len(parts) - 1
-        more = [(parent, prefix, number + 1)] if part == "**" else []
-        with os.scandir(parent) as entries:
+        prefix, number = waiting.pop()
+        fits, last = match[number], number == len(parts) - 1
+        more = [(prefix, number + 1)] if fits is None else []
+        with os.scandir(top / prefix) as entries:
             for entry in entries:
-                if not _matches(entry.name, part):
+                name = entry.name
+                if (name[0] == "." and not hidden[number]) or (fits is not None and not fits(name)):
                     continue
-                name = _name(parent, prefix, entry.name)
-                if part == "**":
+                if fits is None:
                     if entry.is_dir(follow_symlinks=False):
-                        more.append((parent / entry.name, f"{name}/", number))
+                        more.append((f"{prefix}{name}/", number))
                 elif entry.is_dir():
                     if not last:
-                        more.append((parent / entry.name, f"{name}/", number + 1))
+                        more.append((f"{prefix}{name}/", number + 1))
                 elif not entry.is_file():
                     raise DataError(f"{entry.path} is no plain file", "put a copy of the file there")
                 elif last:
-                    yield name, parent / entry.name
+                    found.add(prefix + name)
         waiting += [each for each in more if each not in seen]
         seen.update(more)
-
-
-def _matches(name: str, part: str) -> bool:
-    if name.startswith(".") and not part.startswith("."):
-        return False
-    return part == "**" or (re.fullmatch(translate(part), name) is not None)
-
-
-def _name(parent: Path, prefix: str, name: str) -> str:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{parent} holds {os.fsencode(name)!r}, which is no UTF-8 name", "rename it") from None
-    return prefix + name
+    return found
 
 
 def _there(folder: Path) -> str:

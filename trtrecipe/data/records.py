@@ -15,6 +15,7 @@ import struct
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,7 @@ def _no_record(name: str, position: int, head: bytes) -> DataError:
     return DataError(f"{name} is damaged at byte {position}: no record begins there", "copy or write the file again")
 
 
+@cache
 def _table() -> list[int]:
     table = []
     for value in range(256):
@@ -123,12 +125,9 @@ def _table() -> list[int]:
     return table
 
 
-_CRC = _table()
-
-
 def _masked(data: bytes) -> int:
-    crc = 0xFFFFFFFF
+    table, crc = _table(), 0xFFFFFFFF
     for byte in data:
-        crc = _CRC[(crc ^ byte) & 0xFF] ^ (crc >> 8)
+        crc = table[(crc ^ byte) & 0xFF] ^ (crc >> 8)
     crc ^= 0xFFFFFFFF
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

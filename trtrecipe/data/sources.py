@@ -109,22 +109,21 @@ def in_words(data: Data) -> str:
     return data.path.name if isinstance(data, LabelData) else data.pattern
 
 
-def used_files(data: Data, sampling: Sampling) -> tuple[list[str], list[Path]]:
+def used_files(data: Data, sampling: Sampling) -> tuple[list[str], list[str]]:
     """What the samples depend on: the names that their order is made from, and the files that are read.
 
     Raises DataError, OSError.
     """
     if isinstance(data, ArrayData):
-        return [], [data.path]
+        return [], [str(data.path)]
     if isinstance(data, ColumnData):
-        return [], [data.path, *(path for _, path in _listed(data, sampling) if not data.numbers)]
-    found = matching(data.folder, data.pattern)
-    names = [name for name, _ in found]
+        return [], [str(data.path), *(str(path) for _, path in _listed(data, sampling))]
+    top, names = matching(data.folder, data.pattern)
     if isinstance(data, LabelData):
-        return names, [data.path]
+        return names, [str(data.path)]
     if isinstance(data, RecordData):
-        return names, [path for _, path in found]
-    return names, [found[index][1] for index in chosen(len(found), sampling, data.pattern)]
+        return names, [f"{top}/{name}" for name in names]
+    return names, [f"{top}/{names[index]}" for index in chosen(len(names), sampling, data.pattern)]
 
 
 def digest_samples(data: Data, sampling: Sampling) -> str:
@@ -156,7 +155,7 @@ def _stream(data: Data, sampling: Sampling) -> tuple[list[str], Iterator[bytes]]
     if isinstance(data, ArrayData):
         return [], stream_array(data.path, data.member, sampling)
     if isinstance(data, LabelData):
-        names = [name for name, _ in matching(data.folder, data.pattern)]
+        names = matching(data.folder, data.pattern)[1]
         values = tables.labels(data.path, names)
         return [], _numbers([values[index] for index in chosen(len(values), sampling, data.pattern)])
     if isinstance(data, RecordData):
@@ -168,8 +167,8 @@ def _stream(data: Data, sampling: Sampling) -> tuple[list[str], Iterator[bytes]]
             return [], _numbers(tables.numbers(data.path, used, data.column))
         files, form = _listed(data, sampling), "files"
     else:
-        found = matching(data.folder, data.pattern)
-        files, form = [found[index] for index in chosen(len(found), sampling, data.pattern)], data.form
+        top, names = matching(data.folder, data.pattern)
+        files, form = [(names[i], top / names[i]) for i in chosen(len(names), sampling, data.pattern)], data.form
     return [name for name, _ in files], _files(files, form)
 
 
@@ -208,7 +207,8 @@ def _files(files: Sequence[tuple[str, Path]], form: str) -> Iterator[bytes]:
 
 
 def _records(data: RecordData, sampling: Sampling) -> tuple[list[str], Iterator[bytes]]:
-    shards = [records.scan(name, path) for name, path in matching(data.folder, data.pattern)]
+    top, names = matching(data.folder, data.pattern)
+    shards = [records.scan(name, top / name) for name in names]
     firsts = [*accumulate((len(shard.starts) for shard in shards), initial=0)]
     if not firsts[-1]:
         raise DataError(f"the files that match {data.pattern} hold no record", "write at least one")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import re
 from collections.abc import Sequence
@@ -54,6 +53,8 @@ def column(path: Path, name: str) -> list[tuple[int, str]]:
 
     Raises DataError, OSError.
     """
+    import csv  # costs start-up more than the rest of this module
+
     found: list[tuple[int, str]] = []
     reader = csv.reader(_text(path).splitlines(keepends=True), strict=True)
     try:

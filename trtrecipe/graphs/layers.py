@@ -12,7 +12,6 @@ are still listed. A layer without nodes was merged without such a trace, or does
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -72,16 +71,14 @@ def of_tensorflow(operations: Iterable[tuple[str, str]], keras: Iterable[str], e
     return layers
 
 
-def of_keras(path: Path) -> list[str]:
-    """Paths of the layers in the .keras file, those of models inside it as `model/layer`, in its order.
+def of_keras(config: Mapping[str, Any]) -> list[str]:
+    """Paths of the layers in a Keras model's configuration, those of models inside it as `model/layer`, in its order.
 
-    Raises StepError when the file does not say; Keras would not load it either.
+    Raises StepError when it does not say; Keras would not load it either.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            config = json.loads(archive.read("config.json"))
         return list(dict.fromkeys(_keras_layers(config["config"], "")))
-    except (zipfile.BadZipFile, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise StepError(
             f"the Keras file does not say what its layers are: {error}", "save the model again: model.save"
         ) from None
@@ -93,8 +90,9 @@ def scopes(name: str) -> list[str]:
     return ["/".join(parts[:end]) for end in range(1, len(parts))]
 
 
-def _keras_layers(config: Mapping[str, Any], scope: str) -> Iterator[str]:
-    for layer in config.get("layers", ()):
+def _keras_layers(config: Any, scope: str) -> Iterator[str]:
+    # The first versions of Keras 2 listed the layers of a Sequential model and said nothing else.
+    for layer in config if isinstance(config, list) else config.get("layers", ()):
         inner = layer["config"]
         path = scope + str(layer.get("name") or inner.get("name") or "")
         if path != scope:

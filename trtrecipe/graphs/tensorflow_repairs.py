@@ -6,9 +6,8 @@ Every repair keeps what the model computes; one that cannot is a StepError.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from onnx import ModelProto, helper
@@ -18,57 +17,6 @@ from trtrecipe.graphs.edit import all_nodes, attribute, reset
 from trtrecipe.graphs.names import cleaned
 
 _LOGGER = "tf2onnx.optimizer"
-
-
-def restore_variables(session: Any, folder: Path, outputs: Collection[str]) -> None:
-    """Give the variables that `outputs` need, and that loading left without a value, theirs from the checkpoint.
-
-    Keras 3 saves variables whose restoring is traced onto copies of them; the graph of a signature reads the ones with
-    the variables' full names. Raises StepError where two variables of the checkpoint go by one name.
-    """
-    import tensorflow as tf
-    from tensorflow.core.protobuf import trackable_object_graph_pb2
-
-    # Each run of a session whose graph has grown costs as much as the graph is large: hence two runs for all variables.
-    variables = list(_variables(tf, session, outputs))
-    held = session.run([tf.raw_ops.VarIsInitializedOp(resource=handle) for handle, _ in variables])
-    empty = [variable for variable, is_held in zip(variables, held, strict=True) if not is_held]
-    if not empty:
-        return
-    checkpoint = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
-    if not checkpoint.has_tensor("_CHECKPOINTABLE_OBJECT_GRAPH"):
-        return  # saved by TensorFlow 1, whose loading restores every variable there is a value for
-    objects = trackable_object_graph_pb2.TrackableObjectGraph.FromString(
-        checkpoint.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")
-    )
-    keys: dict[str, set[str]] = {}
-    for node in objects.nodes:
-        for entry in node.attributes:
-            if entry.name == "VARIABLE_VALUE" and entry.full_name:
-                keys.setdefault(entry.full_name, set()).add(entry.checkpoint_key)
-    values: dict[Any, Any] = {}
-    assigned = []
-    for handle, name in empty:
-        found = keys.get(name, set())
-        if len(found) > 1:
-            raise StepError(
-                f"the SavedModel has {len(found)} variables called {name}; which one its signature reads is not said",
-                hint="give the layers different names, or save the model with model.export()",
-            )
-        for key in found:
-            value = checkpoint.get_tensor(key)
-            given = tf.compat.v1.placeholder(value.dtype, value.shape)
-            values[given] = value
-            assigned.append(tf.raw_ops.AssignVariableOp(resource=handle, value=given))
-    session.run(assigned, values)
-
-
-def _variables(tf: Any, session: Any, outputs: Collection[str]) -> Iterator[tuple[Any, str]]:
-    """(resource tensor, full name) of the variables behind the output nodes."""
-    needed = tf.compat.v1.graph_util.extract_sub_graph(session.graph.as_graph_def(), list(outputs))
-    for node in needed.node:
-        if node.op == "VarHandleOp":
-            yield session.graph.get_tensor_by_name(f"{node.name}:0"), node.attr["shared_name"].s.decode()
 
 
 def let_inline(definition: Any) -> None:

@@ -67,7 +67,7 @@ class _Shared:
         return cls(
             loaded=loaded,
             model=model,
-            model_format=recipe.model.format or model_format(model),
+            model_format=model_format(model, recipe.model.format, loaded.problem(("model", "format"), "")),
             preprocess=preprocess,
             judged_on=judged_on,
             metric=metric,
@@ -152,6 +152,7 @@ def _plan_model(add: _Adder, shared: _Shared, target: Target) -> tuple[StepOutpu
         "inputs": {name: spec.model_dump() for name, spec in model.inputs.items()},
         "dims": sorted(target.dims),
         "opset": model.opset,
+        "tags": model.tags,
     }
     export = add.add("export", "", {"model": StepOutput(fetched, "model")}, params)
     exported = StepOutput(export, "onnx")

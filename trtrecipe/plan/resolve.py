@@ -76,12 +76,7 @@ class Resolver:
                 inputs[role] = outputs[source.role].sha256
             else:
                 inputs[role] = self._sources[source]
-        module = STEPS[step.kind]
-        needed = dict.fromkeys(module.tools(module.Params(**step.params)))
-        for source in step.inputs.values():
-            if isinstance(source, SampleSource):
-                needed |= dict.fromkeys(source.tools)
-        tools = {tool: version(tool) for tool in needed}
+        tools = {tool: version(tool) for tool in tools_of(step)}
         if None in tools.values():
             missing = [tool for tool, found in tools.items() if found is None]
             text = f"needs {' and '.join(missing)}, which is not installed; {install_hint(missing[0])}"
@@ -158,6 +153,16 @@ class Resolver:
         except DamagedRecordError:
             return None
         return None if record is None else record.key_document
+
+
+def tools_of(step: Step) -> tuple[str, ...]:
+    """The distributions that decide the step's outputs: those of its kind, and those that its samples need."""
+    module = STEPS[step.kind]
+    needed = dict.fromkeys(module.tools(module.Params(**step.params)))
+    for source in step.inputs.values():
+        if isinstance(source, SampleSource):
+            needed |= dict.fromkeys(source.tools)
+    return tuple(needed)
 
 
 def origins(step: Step) -> dict[str, str]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from trtrecipe import formats
 from trtrecipe.data.errors import DataError
 from trtrecipe.data.sampling import Sampling
-from trtrecipe.data.sources import STREAM, ArrayData, Data, digest_samples, in_words, to_json, used_files
+from trtrecipe.data.sources import STREAM, ArrayData, Data, LabelData, digest_samples, in_words, to_json, used_files
 from trtrecipe.digest import canonical_json, sha256_file, sha256_json
 from trtrecipe.errors import InputError, Problem
 from trtrecipe.store.stat import StatCache
@@ -38,22 +39,18 @@ class SampleSource:
 Source = ModelSource | SampleSource
 
 
-def model_format(model: ModelSource) -> str:
-    """saved_model, keras or onnx, from what is there. Raises InputError."""
-    path, at = model.path, model.at
+def model_format(model: ModelSource, declared: str | None = None, declared_at: Problem | None = None) -> str:
+    """One of `formats.FORMATS`, from what is there and, where that does not tell, from what the recipe says.
+
+    Raises InputError, at the place of `model.format` where the two contradict each other.
+    """
     try:
-        if path.is_dir():
-            if (path / "saved_model.pb").is_file():
-                return "saved_model"
-            what = "is a folder without saved_model.pb, so it is no SavedModel"
-            raise InputError([_blame(at, f"{path} {what}", "name the folder that holds saved_model.pb")])
-        with path.open("rb") as file:
-            start = file.read(64)
+        return formats.model_format(model.path, declared)
+    except formats.FormatError as error:
+        at = declared_at if declared_at is not None and error.contradicts else model.at
+        raise InputError([_blame(at, error.message, error.hint)]) from None
     except OSError as error:
-        raise InputError([_blame(at, f"{path} cannot be read: {error.strerror}")]) from None
-    if start.startswith(b"version https://git-lfs"):
-        raise InputError([_blame(at, f"{path} is a Git LFS pointer, not the model", "run: git lfs pull")])
-    return "keras" if start.startswith(b"PK\x03\x04") else "onnx"
+        raise InputError([_blame(model.at, f"{model.path} cannot be read: {error.strerror}")]) from None
 
 
 def digest_sources(sources: Iterable[Source], stat: StatCache) -> dict[Source, str]:
@@ -64,6 +61,9 @@ def digest_sources(sources: Iterable[Source], stat: StatCache) -> dict[Source, s
         try:
             digests[source] = source_digest(source, stat)
         except DataError as error:
+            labels = isinstance(source, SampleSource) and isinstance(source.data, LabelData)
+            if labels and any(problem.message == error.message for problem in problems):
+                continue  # of the files themselves: said where those are named
             at = source.samples_at if isinstance(source, SampleSource) and error.field == "samples" else source.at
             problems.append(_blame(at, error.message, error.hint))
         except OSError as error:

@@ -7,7 +7,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-EXTRAS = {"tensorflow": "tensorflow", "tf2onnx": "tensorflow", "tensorrt-rtx": "rtx"}
+EXTRAS = {"tensorflow": "tensorflow", "tf2onnx": "tensorflow", "tf-keras": "tensorflow", "tensorrt-rtx": "rtx"}
 """Distribution → the extra of trtrecipe that installs it; the others come with trtrecipe itself."""
 
 _METADATA = re.compile(r"^(?P<name>[^-]+)-(?P<version>[^-]+)\.dist-info$")

@@ -18,7 +18,9 @@ CLASSIFYING = ("top1", "top5")
 _RANGES = {"top1": (0, 1), "top5": (0, 1), "cosine": (-1, 1), "mse": (0, float("inf"))}
 _NAMED = {"arrays": "ARRAY", "npy": "FILE", "columns": "COLUMN", "features": "FEATURE"}
 """Mappings of data from input to something, and what that is."""
-_FORMATS = {".onnx": "onnx", ".keras": "keras"}
+_FORMATS = {".onnx": "onnx", ".keras": "keras", ".h5": "h5", ".hdf5": "h5", ".tflite": "tflite"}
+_SINGLE = ("onnx", "keras", "h5", "tflite", "frozen_graph")
+"""Formats that have neither signatures nor tags to choose from."""
 
 
 def check(recipe: Any) -> Iterator[Finding]:
@@ -208,6 +210,7 @@ def _signature(recipe: Any) -> Iterator[Finding]:
     source, form = _at(recipe, "model", "source"), _at(recipe, "model", "format")
     if form is None and isinstance(source, str):
         form = _FORMATS.get(PurePath(source).suffix.lower())
-    if _at(recipe, "model", "signature") is not None and form in _FORMATS.values():
-        loc = ("model", "signature")
-        yield Finding(loc, f"model.signature is for a saved_model, and this model is {form}", "remove it", at_key=True)
+    for key in ("signature", "tags"):
+        if _at(recipe, "model", key) is not None and form in _SINGLE:
+            loc = ("model", key)
+            yield Finding(loc, f"model.{key} is for a saved_model, and this model is {form}", "remove it", at_key=True)

@@ -91,9 +91,8 @@ def _check(loaded: Loaded, loc: tuple[Any, ...], name: str, wanted: str = "") ->
 def _wanted(loaded: Loaded, loc: tuple[Any, ...]) -> str:
     if loc != ("model", "source"):
         return "file"
-    return {"saved_model": "folder", "keras": "file", "onnx": "file"}.get(
-        str(loaded.recipe.model.format), "file or folder"
-    )
+    declared = loaded.recipe.model.format
+    return "file or folder" if declared is None else "folder" if declared == "saved_model" else "file"
 
 
 def _suggestion(loaded: Loaded, name: str) -> str:

@@ -115,8 +115,13 @@ class Model(_Closed):
     """Where the model is and what it leaves open."""
 
     source: Text = Field(description="A path relative to the recipe.")
-    format: Literal["saved_model", "keras", "onnx"] | None = Field(None, description="Inferred when absent.")
+    format: Literal["saved_model", "keras", "h5", "frozen_graph", "onnx"] | None = Field(
+        None, description="Told from the content when absent."
+    )
     signature: Text | None = Field(None, description="SavedModel only; serving_default when absent.")
+    tags: list[Text] | None = Field(
+        None, min_length=1, description="SavedModel only: all tags of one of its graphs; [serve] when absent."
+    )
     opset: int | None = Field(None, ge=13, le=21, description="ONNX opset of the export; 13 when absent.")
     inputs: dict[Text, InputSpec] = Field(default_factory=dict)
     dims: dict[Name, DimRange] = Field(default_factory=dict)

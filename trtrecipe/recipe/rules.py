@@ -7,6 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from trtrecipe.errors import Problem
+from trtrecipe.recipe.checks import LABEL
 from trtrecipe.recipe.document import MAX_PROBLEMS
 from trtrecipe.recipe.findings import Finding
 from trtrecipe.recipe.model import Precision, Recipe, TargetEntry
@@ -165,7 +166,7 @@ def _targets(written: str | TargetEntry, recipe: Recipe, catalog: Catalog, shown
             workspace=workspace if dialect.workspace else None,
             dims=entry.model.dims if entry.model else recipe.model.dims,
             gates=entry.gates or recipe.gates,
-            notes=tuple(_notes(profile, dialect, precision, mode, workspace)),
+            notes=(*_notes(profile, dialect, precision, mode, workspace), *_notes_on_data(recipe, mode)),
         )
 
 
@@ -173,6 +174,22 @@ def _fallback(profile: Profile, precision: Precision, mode: str) -> str | None:
     if mode != "int8":
         return None
     return precision.fallback if precision.fallback in profile.fallbacks else profile.fallbacks[0]
+
+
+def _notes_on_data(recipe: Recipe, mode: str) -> Iterator[str]:
+    if mode != "int8" or recipe.calibration is None or recipe.calibration.data is None or recipe.evaluation is None:
+        return
+    calibration, evaluation = (_without_labels(block.data) for block in (recipe.calibration, recipe.evaluation))
+    if calibration == evaluation:
+        yield "calibration and evaluation name the same data: results are judged on samples that scales are made from"
+
+
+def _without_labels(data: Any) -> dict[str, Any]:
+    named = {key: value for key, value in data.model_dump().items() if key != "labels"}
+    return {
+        key: {name: item for name, item in value.items() if name != LABEL} if isinstance(value, dict) else value
+        for key, value in named.items()
+    }
 
 
 def _notes(profile: Profile, dialect: Dialect, precision: Precision, mode: str, workspace: int | None) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """export: the model as a canonical ONNX graph whose inputs have every axis decided.
 
-A SavedModel goes through the graph of one signature and tf2onnx, a Keras file through a SavedModel, an ONNX file
-passes through. The same model gives the same bytes, in any process. Beside it goes what became of the source model's
-layers (`graphs.layers`).
+A SavedModel goes through the graph of one signature and tf2onnx, a Keras file through a SavedModel, a frozen graph is
+one already, an ONNX file passes through. The same model gives the same bytes, in any process. Beside it goes what
+became of the source model's layers (`graphs.layers`).
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from trtrecipe.graphs.from_tensorflow import Frozen
+    from trtrecipe.graphs.frozen import Frozen
     from trtrecipe.graphs.layers import Layers
 
-VERSION = 2
+VERSION = 3
 OUTPUTS = {"onnx": "model.onnx", "layers": "layers.json"}
 NUMERIC = True  # TensorFlow and tf2onnx compute constants on the way
 
 
 @dataclass(frozen=True)
 class Params:
-    """`format`: saved_model, keras or onnx. `inputs`: input → {"shape": [...] | None, "dtype": str | None}.
+    """`format`: one of `formats.FORMATS`. `inputs`: input → {"shape": [...] | None, "dtype": str | None}.
 
-    `dims` are the names that have a range; `opset` None is 13, or higher where the model needs it.
+    `dims` are the names that have a range; `opset` None is 13, or higher where the model needs it. `signature` and
+    `tags` choose among what a SavedModel has. `outputs` are a frozen graph's.
     """
 
     format: str
@@ -35,13 +36,16 @@ class Params:
     inputs: dict[str, Any] = field(default_factory=dict)
     dims: list[str] = field(default_factory=list)
     opset: int | None = None
+    tags: list[str] | None = None
+    outputs: list[str] = field(default_factory=list)
 
 
 def tools(params: Params) -> tuple[str, ...]:
     """ONNX itself; for TensorFlow models what loads and converts them too."""
     if params.format == "onnx":
         return ("numpy", "onnx")
-    return ("keras", "numpy", "onnx", "tensorflow", "tf2onnx")
+    keras = ("keras", "tf-keras", "h5py") if params.format in ("keras", "h5") else ()
+    return (*keras, "numpy", "onnx", "tensorflow", "tf2onnx")
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, Any]:
@@ -81,8 +85,9 @@ def _tensorflow(params: Params, path: Path, folder: Path) -> tuple[ModelProto, L
     from trtrecipe.graphs import from_tensorflow, layers, shapes, sound
     from trtrecipe.graphs.canonical import renamed
 
-    frozen = _frozen(params, path, folder)
-    bound = shapes.bind(frozen.inputs, params.inputs, params.dims)
+    asked = _asked(params)
+    frozen, keras = _frozen(params, asked, path, folder)
+    bound = shapes.bind(frozen.inputs, asked, params.dims)
     model, notes = from_tensorflow.to_onnx(frozen, bound.shapes, params.opset)
     sound.require_inference_form(model)
     unused = from_tensorflow.unused_inputs(model, list(bound.shapes))
@@ -90,17 +95,30 @@ def _tensorflow(params: Params, path: Path, folder: Path) -> tuple[ModelProto, L
     dropped = [f"input {name} does not affect any output and is no input of the graph" for name in unused]
     exported = renamed(model)
     operations = [(node.op, node.name) for node in frozen.graph.node]
-    keras = layers.of_keras(path) if params.format == "keras" else []
     found = layers.of_tensorflow(operations, keras, exported)
     return exported.model, found, [*bound.notes, *notes, *dropped]
 
 
-def _frozen(params: Params, path: Path, folder: Path) -> Frozen:
-    from trtrecipe.graphs import from_tensorflow
+def _asked(params: Params) -> dict[str, Any]:
+    """The recipe's inputs by the names that the graph will have."""
+    from trtrecipe.graphs.frozen_graph import plain
 
-    if params.format == "keras":
-        return from_tensorflow.freeze(from_tensorflow.from_keras(path, folder), None)
-    return from_tensorflow.freeze(from_tensorflow.unpack(path, folder), params.signature)
+    return {plain(name) if params.format == "frozen_graph" else name: spec for name, spec in params.inputs.items()}
+
+
+def _frozen(params: Params, asked: Mapping[str, Any], path: Path, folder: Path) -> tuple[Frozen, list[str]]:
+    """The frozen graph, and the paths of its Keras layers where the file names them."""
+    from trtrecipe.graphs import from_keras, frozen_graph, keras_file, layers, saved_model
+
+    ranks = {name: len(spec["shape"]) for name, spec in asked.items() if spec.get("shape")}
+    if params.format == "frozen_graph":
+        return frozen_graph.freeze(path, list(params.inputs), params.outputs, ranks), []
+    if params.format in ("keras", "h5"):
+        file = keras_file.read_archive(path) if params.format == "keras" else keras_file.read_hdf5(path)
+        suffix = ".keras" if params.format == "keras" else ".h5"
+        saved = from_keras.to_saved_model(path, file, suffix, folder)
+        return saved_model.freeze(saved, ranks=ranks), layers.of_keras(file.config)
+    return saved_model.freeze(saved_model.unpack(path, folder), params.signature, params.tags, ranks), []
 
 
 def _settle(model: ModelProto, bound: Mapping[str, tuple[int | str, ...]]) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trtrecipe import formats
 from trtrecipe.errors import StepError
 
 VERSION = 1
@@ -22,7 +23,7 @@ NUMERIC = False
 
 @dataclass(frozen=True)
 class Params:
-    """`format`: saved_model, keras or onnx."""
+    """`format`: one of `formats.FORMATS`."""
 
     format: str
 
@@ -33,42 +34,25 @@ def tools(params: Params) -> tuple[str, ...]:
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, Any]:
-    """Copy "source" (file or directory) to `out/model`. Raises StepError if it is not what `params.format` says."""
+    """Copy "source" (file or directory) to `out/model`. Raises StepError if it is not what `params.format` says,
+    and for Git LFS pointers."""
     import shutil
 
     source, target = inputs["source"], out / OUTPUTS["model"]
     try:
-        mode = source.stat().st_mode
+        formats.model_format(source, params.format)
+    except formats.FormatError as error:
+        raise StepError(f"the model {error.message}", hint=error.hint) from error
     except OSError as error:
         raise StepError(
             f"the model {source} cannot be read: {error.strerror}", hint="model.source is a path relative to the recipe"
         ) from error
     if params.format == "saved_model":
-        _require_saved_model(source, mode)
         _write_tar(source, target)
         return {}
-    if not stat.S_ISREG(mode):
-        raise StepError(
-            f"the model {source} is {_kind(mode)}, but format {params.format} is a single file",
-            hint="name the file in model.source, or give the right model.format",
-        )
     with _open(source) as reader, target.open("wb") as writer:
         shutil.copyfileobj(reader, writer, 1 << 20)
     return {}
-
-
-def _require_saved_model(source: Path, mode: int) -> None:
-    if not stat.S_ISDIR(mode):
-        raise StepError(
-            f"the model {source} is {_kind(mode)}, but a SavedModel is a folder",
-            hint="name the folder that holds saved_model.pb in model.source",
-        )
-    if not (source / "saved_model.pb").is_file():
-        inside = sorted(path.parent.name for path in source.glob("*/saved_model.pb"))
-        raise StepError(
-            f"{source} is no SavedModel: it holds no saved_model.pb",
-            hint=f"a folder inside it does: {inside[0]}" if inside else "name the folder that holds saved_model.pb",
-        )
 
 
 def _write_tar(folder: Path, target: Path) -> None:
@@ -78,6 +62,12 @@ def _write_tar(folder: Path, target: Path) -> None:
     with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as archive:
         for name in names:
             with _open(folder / name) as reader:
+                if formats.is_lfs_pointer(reader.read(64)):
+                    raise StepError(
+                        f"{folder / name} is a Git LFS pointer, not the file itself",
+                        hint="run git lfs pull in its repository",
+                    )
+                reader.seek(0)
                 info = tarfile.TarInfo(name.as_posix())
                 info.size = os.fstat(reader.fileno()).st_size
                 info.mode = 0o644

@@ -118,7 +118,7 @@ class StatCache:
             self._write("INSERT OR REPLACE INTO files VALUES (?,?,?,?,?,?,?,?)", row)
         return sha256
 
-    def digest_files(self, what: str, names: Sequence[str], files: Sequence[Path], compute: Callable[[], str]) -> str:
+    def digest_files(self, what: str, names: Sequence[str], files: Sequence[str], compute: Callable[[], str]) -> str:
         """The SHA-256 that `compute` gives for `what` of many files, from its row where names and stats are the same.
 
         `names` are those that the choice of files was made from. Raises as `digest` does.
@@ -167,14 +167,14 @@ class StatCache:
             self._make_anew(error)
 
 
-def _state(names: Sequence[str], files: Sequence[Path]) -> tuple[str, bool]:
+def _state(names: Sequence[str], files: Sequence[str]) -> tuple[str, bool]:
     """A digest of the names and of each file's path and stat, and whether all files are old enough for a row."""
     digest = hashlib.sha256("\0".join((str(len(names)), *names, "")).encode())
     newest = 0
     for file in files:
-        stat = file.stat()
+        stat = os.stat(file)
         newest = max(newest, stat.st_mtime_ns, stat.st_ctime_ns)
-        digest.update(b"%s\0%d %d %d %d %d\n" % (os.fsencode(file.absolute()), *_identity(stat)))
+        digest.update(b"%s\0%d %d %d %d %d\n" % (os.fsencode(file), *_identity(stat)))
     return digest.hexdigest(), time.time_ns() - newest >= SETTLED_NS
 
 

@@ -1,0 +1,137 @@
+"""Values of a SavedModel's variables, taken from its checkpoint by what the file says of them.
+
+TensorFlow's loader runs the graph's own restoring, which is code of whoever wrote the file, and which Keras 3 traces
+onto copies of the variables that the signatures read. Here values are read and assigned one by one instead. What is
+saved where: tensorflow/core/protobuf/saved_object_graph.proto and trackable_object_graph.proto at v2.21.0.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from trtrecipe.errors import StepError
+from trtrecipe.graphs import tensorflow_refusals
+
+_OBJECTS = "_CHECKPOINTABLE_OBJECT_GRAPH"
+_CALLS = ("PartitionedCall", "StatefulPartitionedCall")
+
+
+def separate(meta_graph: Any) -> None:
+    """Give every variable of the graph a resource of its own, in place.
+
+    Where two go by one name, as those of nested Keras models may, they would share one.
+    """
+    if meta_graph.HasField("object_graph_def"):
+        for node in meta_graph.graph_def.node:
+            if node.op == "VarHandleOp":
+                node.attr["_full_name"].s = node.attr["shared_name"].s
+                node.attr["shared_name"].s = node.name.encode()
+
+
+def restore(session: Any, meta_graph: Any, folder: Path, ends: Collection[str]) -> None:
+    """Give the variables that the nodes `ends` need their values, in the session that holds the graph.
+
+    Raises StepError for variables without a value, and for a saver that is not known to be harmless.
+    """
+    needed = tensorflow_refusals.variables(session.graph.as_graph_def(), ends)
+    if not needed:
+        return
+    prefix = folder / "variables" / "variables"
+    if not Path(f"{prefix}.index").is_file():
+        raise StepError(
+            f"the SavedModel lacks variables/variables.index: {len(needed)} variables have no values",
+            hint="copy the whole folder, with variables/, or export the model again",
+        )
+    if meta_graph.HasField("object_graph_def"):
+        _assign(session, meta_graph, prefix, needed)
+    else:
+        _run_saver(session, meta_graph, prefix)
+
+
+def _run_saver(session: Any, meta_graph: Any, prefix: Path) -> None:
+    """TensorFlow 1: what is saved under which name, and in how many slices, is said by the graph alone."""
+    saver = meta_graph.saver_def
+    if not saver.restore_op_name:
+        raise StepError("the SavedModel does not say how its variables are restored", hint="save the model again")
+    tensorflow_refusals.require_plain_restoring(
+        session.graph.as_graph_def(), saver.restore_op_name, saver.filename_tensor_name
+    )
+    session.run(saver.restore_op_name, {saver.filename_tensor_name: str(prefix)})
+
+
+def _assign(session: Any, meta_graph: Any, prefix: Path, needed: Collection[str]) -> None:
+    import tensorflow as tf
+    from tensorflow.core.protobuf import trackable_object_graph_pb2
+
+    checkpoint = tf.train.load_checkpoint(str(prefix))
+    if not checkpoint.has_tensor(_OBJECTS):
+        raise StepError("the SavedModel's checkpoint does not say which variable is which", hint="save the model again")
+    objects = trackable_object_graph_pb2.TrackableObjectGraph.FromString(checkpoint.get_tensor(_OBJECTS))
+    exact = dict(_captured_keys(meta_graph, objects))
+    by_name = _named_keys(objects)
+    values: dict[Any, Any] = {}
+    assigned = []
+    for name in needed:
+        operation = session.graph.get_operation_by_name(name)
+        full_name = operation.node_def.attr["_full_name"].s.decode()
+        key = exact.get(name) or _only(by_name.get(full_name, set()), full_name)
+        value = checkpoint.get_tensor(key)
+        given = tf.compat.v1.placeholder(value.dtype, value.shape)
+        values[given] = value
+        assigned.append(tf.raw_ops.AssignVariableOp(resource=operation.outputs[0], value=given))
+    # Each run of a session whose graph has grown costs as much as the graph is large: hence one for all variables.
+    session.run(assigned, values)
+
+
+def _only(keys: Collection[str], full_name: str) -> str:
+    if len(keys) != 1:
+        found = f"{len(keys)} variables called {full_name}; which one its signature reads is not said"
+        raise StepError(
+            f"the SavedModel has {found}" if keys else f"the SavedModel has no value for the variable {full_name}",
+            hint="save the model with model.export(), or give its layers different names",
+        )
+    return next(iter(keys))
+
+
+def _named_keys(objects: Any) -> dict[str, set[str]]:
+    """Full name of a variable → keys of the checkpoint that hold its value."""
+    keys: dict[str, set[str]] = {}
+    for node in objects.nodes:
+        for entry in node.attributes:
+            if entry.name == "VARIABLE_VALUE" and entry.full_name:
+                keys.setdefault(entry.full_name, set()).add(entry.checkpoint_key)
+    return keys
+
+
+def _captured_keys(meta_graph: Any, objects: Any) -> Iterator[tuple[str, str]]:
+    """(variable's node, checkpoint key) of the variables that called functions capture.
+
+    A call's last inputs are the captures, in the order in which the function lists the objects they stand for.
+    """
+    functions = meta_graph.object_graph_def.concrete_functions
+    paired = _paired(meta_graph.object_graph_def, objects)
+    for node in meta_graph.graph_def.node:
+        called = node.attr["f"].func.name if node.op in _CALLS else ""
+        bound = list(functions[called].bound_inputs) if called in functions else []
+        given = [entry for entry in node.input if not entry.startswith("^")]
+        for entry, identity in zip(given[len(given) - len(bound) :], bound, strict=True):
+            for attribute in objects.nodes[paired[identity]].attributes if identity in paired else ():
+                if attribute.name == "VARIABLE_VALUE":
+                    yield entry.partition(":")[0], attribute.checkpoint_key
+
+
+def _paired(saved: Any, objects: Any) -> Mapping[int, int]:
+    """Object of the SavedModel → the same in the checkpoint, found along the names that lead there from the root."""
+    paired = {0: 0}
+    waiting = deque([0])
+    while waiting:
+        identity = waiting.popleft()
+        children = {child.local_name: child.node_id for child in objects.nodes[paired[identity]].children}
+        for child in saved.nodes[identity].children:
+            if child.local_name in children and child.node_id not in paired:
+                paired[child.node_id] = children[child.local_name]
+                waiting.append(child.node_id)
+    return paired
