@@ -46,9 +46,9 @@ class Job:
 def build(device: Mapping[str, Any], job: Job, engine: Path, say: Say) -> Json:
     """Write the engine; its measurements.
 
-    `device`: "name", "address", "seconds", and the "fingerprint" that the key was made with. A spec without a workspace,
-    0, is given the largest half, quarter, ... of the device's memory that is no more than half of what is free, and
-    smaller ones where the build runs out of memory. Raises StepError, Unreachable.
+    `device`: "name", "address", "seconds", and the "fingerprint" that the key was made with. A spec without a
+    workspace, 0, is given the largest half, quarter, ... of the device's memory that is no more than half of what is
+    free, and smaller ones where the build runs out of memory. Raises StepError, Unreachable.
     """
     with Session(**device["address"]) as session:
         return _Build(device, job, session, say).run(engine)
@@ -173,7 +173,7 @@ class _Build:
                 raise self.failed(refusal.reason, refusal.message, []) from None
             out.flush()
             os.fsync(out.fileno())
-        return engine.stat().st_size == output["size"] and sha256_file(engine) == output["sha256"]
+        return (engine.stat().st_size, sha256_file(engine)) == (output["size"], output["sha256"])
 
     def tidy(self) -> None:
         """Garbage collection must not cost a good engine."""

@@ -28,8 +28,8 @@ class Step:
 
     `id` is unique in a graph, as "recipe:kind" or "recipe:kind@what it is for". `params` has every field of the kind's
     Params; `pending` says why it cannot run here. `resources` limits what it may use (keywords of the kind's `run`):
-    outputs do not depend on them, and so neither does the key. `device`: the device that it runs on, whose fingerprint is
-    in the key.
+    outputs do not depend on them, and so neither does the key. `device`: what it runs on, whose fingerprint is in the
+    key.
     """
 
     id: str

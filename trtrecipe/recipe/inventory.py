@@ -77,7 +77,7 @@ def find(folder: Path) -> Path | None:
         if (each / ".git").exists():
             break
     settings = os.environ.get("XDG_CONFIG_HOME", "")
-    base = Path(settings) if Path(settings).is_absolute() else Path(os.path.expanduser("~")) / ".config"
+    base = Path(settings) if Path(settings).is_absolute() else Path("~").expanduser() / ".config"
     path = base / "trtrecipe" / FILE
     return path if path.is_file() else None
 

@@ -122,7 +122,8 @@ def _kept(index: int, written: Any, shared: Any, profile: Profile, dialect: Dial
         if isinstance(entry, dict) and wanted == "fp32" and _at(block, "fallback") != "fp32":
             at = _place(index, written, *(("precision", "keep", number, "precision") if own else ("profile",)))
             first = next(known.tensorrt for known in records() if known.means["layer_precisions"])
-            message = f"{profile.id} with {dialect.id} cannot keep single layers in fp32: TensorRT {first} is the first that can"
+            can = f"TensorRT {first} is the first that can"
+            message = f"{profile.id} with {dialect.id} cannot keep single layers in fp32: {can}"
             yield Finding(at, message, "keep none for this target, or give it precision: {mode: fp32}")
             return
 

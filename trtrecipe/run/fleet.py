@@ -72,7 +72,7 @@ class Fleet:
         return Assigned(None, None, "; ".join(problems) or f"{mine[0].name} was never looked at")
 
     def settle(self, needs: Iterable[Need]) -> None:
-        """Look at devices until each need is known to have one, or none is left; those seen lately are taken as seen."""
+        """Look at devices until each need has one or none is left; those seen lately are taken as they were."""
         wanted = list(dict.fromkeys(needs))
         with ThreadPoolExecutor(AT_ONCE) as pool:
             while True:

@@ -36,8 +36,8 @@ class Device:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What an engine depends on. `memory`: bytes, rounded up to whole GiB, as the kernel keeps some of it for itself and
-    how much varies; `trtexec`: SHA-256 of the program."""
+    """What an engine depends on. `trtexec`: SHA-256 of the program; `memory`: bytes, rounded up to whole GiB, as the
+    kernel keeps some of it for itself and how much varies."""
 
     model: str | None
     memory: int
