@@ -1,14 +1,13 @@
-"""Devices for tests: a real OpenSSH server on loopback, whose logins find a Jetson's files and a trtexec surrogate.
+"""Devices for tests: a real OpenSSH server on loopback, behind it a Jetson's files and a trtexec surrogate.
 
 The server is Debian's openssh-server, a process of this user with its own host key, port and configuration. What is made
 up is the machine behind it: the logins' PATH begins with a `python3` that gives each request of the agent the folder
 that stands for the device's root, and does what a test asks for in `faults.json` beside it:
 
-    drop: {"op": NAME, "after": bytes of answer}   the connection is closed at that point, once; with "in" instead of
-                                                   "after", at so many bytes of what is sent
-    flip: {"op": NAME, "at": byte}                 one bit of what is sent or answered is another one, once
-    refuse: true                                   there is no Python
-    say: text                                      the login shell prints it first
+    drop, drop_in: {"op": NAME, "at": byte, "times": count}   the connection ends there, in the answer or in what is sent
+    flip, flip_in: {"op": NAME, "at": byte, "times": count}   one bit there is another one
+
+(A bit that flips on the way breaks a real connection; here it stands for a fault of either machine's memory or disk.)
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from support import trtexec_surrogate
 
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
@@ -67,7 +67,7 @@ HERE = {folder!r}
 arguments = sys.argv[1:]
 length = int(re.search(r"read\\((\\d+)\\)", arguments[1]).group(1))
 source = sys.stdin.buffer
-agent = source.read(length)
+agent = source.read(length).replace(b"\\nGRACE = 5.0", b"\\nGRACE = 0.2")
 request = json.loads(source.readline())
 request.setdefault("root", HERE + "/root")
 request.setdefault("lock", HERE + "/device.lock")
@@ -96,7 +96,6 @@ def fault(kind):
 
 def drop():
     """Kill the server process of this connection, as when a cable is pulled."""
-    sys.stdout.flush()
     with open("/proc/%d/stat" % os.getpid()) as text:
         pid = int(text.read().rpartition(")")[2].split()[1])
     while True:
@@ -218,7 +217,7 @@ class TestDevice:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
         if not self.trtexec.exists() or kind.tensorrt != self.kind.tensorrt:
-            trtexec_surrogate.install(self.trtexec, kind.tensorrt)
+            trtexec_surrogate.install(self.trtexec, kind.tensorrt)  # type: ignore[no-untyped-call]
 
     def fault(self, **faults: Any) -> None:
         """What the connection does next."""
@@ -321,11 +320,13 @@ class Lab:
         return device
 
     def install_client(self, folder: Path) -> Path:
-        """A folder for PATH with `ssh` as a user has it whose ~/.ssh/config is the lab's: OpenSSH looks for that file in
-        the home of the password database, whatever HOME says."""
+        """A folder for PATH with `ssh` as a user has it whose ~/.ssh/config is the lab's: OpenSSH looks for that file
+        in the home of the password database, whatever HOME says."""
         folder.mkdir(parents=True, exist_ok=True)
         client = folder / "ssh"
-        client.write_text(f'#!/bin/sh\necho x >> "{self.folder}/client.calls"\nexec {shutil.which("ssh")} -F "{self.config}" "$@"\n')
+        client.write_text(
+            f'#!/bin/sh\necho x >> "{self.folder}/client.calls"\nexec {shutil.which("ssh")} -F "{self.config}" "$@"\n'
+        )
         client.chmod(0o755)
         return folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,12 +16,32 @@ if TYPE_CHECKING:
     from trtrecipe.targets.devices import Device
 
 
+FILE = "devices.yaml"
+
+
+def find(folder: Path) -> Path | None:
+    """The inventory that counts in a folder: the nearest `devices.yaml` in it or above it, up to the top of a checkout,
+    else that in the user's settings."""
+    folder = folder.absolute()
+    for each in (folder, *folder.parents):
+        if os.path.isfile(each / FILE):  # noqa: PTH113 - as below
+            return each / FILE
+        if os.path.exists(each / ".git"):  # noqa: PTH110
+            break
+    settings = os.environ.get("XDG_CONFIG_HOME", "")
+    base = Path(settings) if Path(settings).is_absolute() else Path(os.path.expanduser("~"), ".config")  # noqa: PTH111
+    path = base / "trtrecipe" / FILE
+    return path if os.path.isfile(path) else None  # noqa: PTH113 - it raises where a folder may not be looked into
+
+
 def devices_for(folders: Iterable[Path]) -> tuple[Device, ...]:
     """The devices of the inventories that count in these folders. Raises InputError."""
-    from trtrecipe.recipe.inventory import find, load
+    paths = dict.fromkeys(path.resolve() for folder in folders if (path := find(folder)) is not None)
+    if not paths:
+        return ()
+    from trtrecipe.recipe.inventory import load
     from trtrecipe.targets.catalog import load_catalog
 
-    paths = dict.fromkeys(path.resolve() for folder in folders if (path := find(folder)) is not None)
     found: dict[str, tuple[Device, Path]] = {}
     for path in paths:
         for device in load(path, load_catalog()):

@@ -164,10 +164,10 @@ class _Parser:
             if isinstance(event, yaml.DocumentStartEvent):
                 documents += 1
                 if documents > 1:
-                    self._stop(position, f"a second document starts here; a file holds one {self.kind}", "remove it")
+                    self._stop(position, f"a second document starts here; a {self.kind} file holds one", "remove it")
                 if event.version not in (None, (1, 2)):
                     version = ".".join(map(str, event.version))
-                    self._problem(position, f"this is to be YAML 1.2, not {version}", "remove the %YAML line")
+                    self._problem(position, f"{self.kind}s are YAML 1.2, not {version}", "remove the %YAML line")
             elif isinstance(event, yaml.AliasEvent):
                 self._alias(str(event.anchor), position)
             elif isinstance(event, yaml.NodeEvent):
@@ -179,7 +179,7 @@ class _Parser:
         if self.root is None or self.root.node.text == "":
             self._stop((1, 1), "the file holds nothing", self.begin)
         if self.root.node.text is not None or isinstance(self.root.node.value, list):
-            self._stop(self.root.position, f"the {self.kind} is to be a mapping of keys to values", self.begin)
+            self._stop(self.root.position, f"a {self.kind} is a mapping of keys to values", self.begin)
 
     def _events(self, text: str) -> Iterator[Any]:
         loader = _LOADER(text)

@@ -19,7 +19,6 @@ from trtrecipe.recipe.model import Name, Text
 from trtrecipe.targets.catalog import Catalog, TargetError
 from trtrecipe.targets.devices import DEFAULT_SECONDS, Device
 
-FILE = "devices.yaml"
 SCHEMA = "trtrecipe/inventory/v1"
 
 # What ssh takes: host, user@host, or ssh://user@host:port. Never an option, and nothing that a shell would act on.
@@ -67,24 +66,9 @@ class Inventory(BaseModel):
     devices: dict[Name, DeviceEntry]
 
 
-def find(folder: Path) -> Path | None:
-    """The inventory that counts in a folder: the nearest `devices.yaml` in it or above it, up to the top of a checkout,
-    else that in the user's settings."""
-    folder = folder.absolute()
-    for each in (folder, *folder.parents):
-        if (each / FILE).is_file():
-            return each / FILE
-        if (each / ".git").exists():
-            break
-    settings = os.environ.get("XDG_CONFIG_HOME", "")
-    base = Path(settings) if Path(settings).is_absolute() else Path("~").expanduser() / ".config"
-    path = base / "trtrecipe" / FILE
-    return path if path.is_file() else None
-
-
 def load(path: Path, catalog: Catalog) -> tuple[Device, ...]:
     """The devices in their order. Raises InputError with all problems."""
-    document = read(path, "inventory", SCHEMA)
+    document = read(path, "device list", SCHEMA)
     try:
         inventory = Inventory.model_validate(document.value)
     except ValidationError as error:
@@ -131,6 +115,6 @@ def _error(document: Document, findings: list[Finding]) -> InputError:
     problems = []
     for finding in findings:
         line, column = (document.locate_key if finding.at_key else document.locate)(finding.loc)
-        message = finding.message.replace("the recipe", "the inventory")
+        message = finding.message.replace("the recipe", "the device list")
         problems.append(Problem(message, document.file, line, column, finding.hint))
     return InputError(sorted(dict.fromkeys(problems), key=lambda p: (p.line or 0, p.column or 0, p.message)))
