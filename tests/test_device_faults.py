@@ -203,7 +203,7 @@ def test_a_full_disk_is_said_before_anything_is_sent(
     device: TestDevice, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device_build, "SPARE", 1 << 60)
-    with pytest.raises(StepError, match="needs .* bytes and has") as caught:
+    with pytest.raises(StepError, match=r"needs .* bytes and has") as caught:
         made(device, model, "full", tmp_path / "out.engine")
     assert "free space" in (caught.value.hint or "")
     assert "receive" not in device.requests()[-2:]

@@ -139,7 +139,7 @@ def test_settings_that_ssh_does_not_understand(bench: Lab) -> None:
 
 
 def test_a_python_that_is_not_there(bench: Lab) -> None:
-    with pytest.raises(Unreachable, match="python3.99 does not start there") as caught:
+    with pytest.raises(Unreachable, match=r"python3\.99 does not start there") as caught:
         probe(bench.devices[0].host, python="python3.99")
     assert "inventory" in (caught.value.hint or "")
 
