@@ -5,8 +5,8 @@ ImageNet; both are written by this program. Every command calibrates once, in a 
 trtrecipe runs its calibrate step on the file of samples; ONNX Runtime reads one sample of it at a time, with its own
 defaults but for symmetric ranges; NNCF (nncf.quantize) likewise, all of them (its subset size is set to their number);
 ModelOpt (modelopt.onnx.quantization.quantize, on the CPU) takes them as one array. The last two also place Q/DQ and
-write the graph, which takes them a second or so. ONNX Runtime's entropy and percentile keep every observed value of
-every sample, so they run with --counts' smallest number alone unless --all is given (about 30 MiB per sample).
+write the graph, which takes them a second or so. Only trtrecipe runs more than 256 samples: ONNX Runtime's entropy and
+percentile keep every observed value of every sample, 30 MiB or so each.
 
 "All tensors" is what implicit quantization needs; "2 processes" share the samples where that is worth starting them.
 
@@ -32,12 +32,11 @@ METHODS = ("minmax", "percentile", "entropy", "mse")
 VARIANTS = {"all tensors": {"tensors": "all"}, "2 processes": {"jobs": 2}}
 """What a row of ours does beside the usual → the parameters or limits that say so."""
 PEERS = ("MinMax", "Percentile", "Entropy")
-GATHERING = ("Percentile", "Entropy")  # memory grows with the samples
 OTHERS = {"nncf": ("NNCF", "nncf"), "nvidia-modelopt": ("ModelOpt entropy", "modelopt.onnx.quantization")}
 """Distribution → what its row is called, and the module that calibrates."""
 SHAPE = (3, 224, 224)
 COUNTS = (64, 256, 1024)
-MOST_OF_OTHERS = 256  # samples, unless --all is given
+MOST_OF_OTHERS = 256  # samples
 
 
 def main() -> None:
@@ -47,7 +46,6 @@ def main() -> None:
         return
     parser = measure.parser(__doc__, runs=1)
     parser.add_argument("--counts", type=int, nargs="+", default=COUNTS, metavar="N", help="numbers of samples")
-    parser.add_argument("--all", action="store_true", help="run every peer with every number of samples")
     parser.add_argument("--peers", type=Path, default=measure.PEERS, metavar="DIR", help="their venv (build/peers)")
     options = parser.parse_args()
     others = _others(options.peers)
@@ -57,8 +55,8 @@ def main() -> None:
     with measure.work_folder(options.work) as work:
         measure.run(Command("model", [sys.executable, __file__, "child", "model", str(work)], work, env))
         for count in counts:
-            commands = _commands(count, work, env, options.all or count == counts[0])
-            if options.all or count <= MOST_OF_OTHERS:
+            commands = _commands(count, work, env)
+            if count <= MOST_OF_OTHERS:
                 commands += [_other(name, python, count, work, env) for name, (python, _) in others.items()]
             measure.run(
                 Command("samples", [sys.executable, __file__, "child", "samples", str(work), str(count)], work, env)
@@ -71,14 +69,14 @@ def main() -> None:
     measure.report("calibration", "\n".join([*lines, "", f"{versions}."]), options.write)
 
 
-def _commands(count: int, work: Path, env: dict[str, str], all_peers: bool) -> list[Command]:
+def _commands(count: int, work: Path, env: dict[str, str]) -> list[Command]:
     def command(name: str, kind: str, method: str) -> Command:
         return Command(name, [sys.executable, __file__, "child", kind, str(work), str(count), method], work, env)
 
     ours = [command(f"trtrecipe {method}", "ours", method) for method in METHODS]
     ours += [command(f"trtrecipe entropy, {what}", "ours", f"entropy, {what}") for what in VARIANTS]
-    kept = [method for method in PEERS if all_peers or method not in GATHERING]
-    return ours + [command(f"ONNX Runtime {method}", "onnxruntime", method) for method in kept]
+    peers = PEERS if count <= MOST_OF_OTHERS else ()
+    return ours + [command(f"ONNX Runtime {method}", "onnxruntime", method) for method in peers]
 
 
 def _others(folder: Path) -> dict[str, tuple[Path, str]]:

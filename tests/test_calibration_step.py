@@ -138,11 +138,25 @@ def test_contradictions_with_the_model_are_errors(tmp_path: Path) -> None:
         calibrated(tmp_path, source="model")
 
 
-def test_a_model_with_nothing_to_quantize_is_refused_before_anything_runs(tmp_path: Path) -> None:
+def only_relu() -> onnx.ModelProto:
     value = helper.make_tensor_value_info
     nodes = [helper.make_node("Relu", ["x"], ["y"], "relu")]
     ends = [value("x", TensorProto.FLOAT, ["n", 4])], [value("y", TensorProto.FLOAT, ["n", 4])]
     given = helper.make_model(helper.make_graph(nodes, "g", *ends), opset_imports=[helper.make_opsetid("", 13)])
     given.ir_version = 8
+    return given
+
+
+def test_a_model_with_nothing_to_quantize_is_refused_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(StepError, match="nothing in this graph can be quantized"):
-        calibrated(tmp_path, given)
+        calibrated(tmp_path, only_relu())
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_where_only_ranges_are_wanted_nothing_has_to_be_quantizable(jobs: int, tmp_path: Path) -> None:
+    inputs = files_of(tmp_path, only_relu(), X)
+    told = step.run(step.Params(None, tensors="ranges"), inputs, tmp_path, jobs=jobs)
+    found = scales.load(tmp_path / "scales.json")
+    assert (found.method, found.samples, found.thresholds) == ("ranges", 30, {})
+    assert found.ranges == {"x": (X.min(), X.max()), "y": (0, X.max())}
+    assert told["notes"] == []

@@ -66,17 +66,18 @@ def test_a_missing_model_is_named(tmp_path: Path, format: str) -> None:
 
 def test_a_folder_that_is_no_saved_model(tmp_path: Path) -> None:
     _saved_model(tmp_path / "m" / "1")
-    with pytest.raises(StepError, match=r"holds no saved_model\.pb") as caught:
+    with pytest.raises(StepError, match=r"is a folder without saved_model\.pb") as caught:
         _fetch(tmp_path / "m", tmp_path / "o")
-    assert caught.value.hint == "a folder inside it does: 1"
+    assert caught.value.hint == "a folder inside it is one: 1"
 
 
 def test_the_wrong_kind_of_path(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
-    with pytest.raises(StepError, match="is a file, but a SavedModel is a folder"):
+    with pytest.raises(StepError, match="is a file, and model.format says saved_model") as caught:
         _fetch(tmp_path / "file", tmp_path / "o1")
-    with pytest.raises(StepError, match="is a folder, but format onnx is a single file"):
-        _fetch(tmp_path, tmp_path / "o2", "onnx")
+    assert caught.value.hint == "name the folder that holds saved_model.pb"
+    with pytest.raises(StepError, match="is a SavedModel, and model.format says onnx"):
+        _fetch(_saved_model(tmp_path / "m"), tmp_path / "o2", "onnx")
 
 
 def test_links_and_special_files_are_refused(tmp_path: Path) -> None:

@@ -144,6 +144,32 @@ def test_the_folder_is_in_no_step(project: Project, tmp_path: Path) -> None:
     assert str(tmp_path) not in str([step.params for step in first.values()])
 
 
+def test_fp16_takes_the_ranges_alone_unless_int8_is_a_candidate_beside_it(project: Project) -> None:
+    half, both = {"mode": "fp16"}, {"mode": ["int8", "fp16"]}
+    gates = {"cosine": 0.9}
+    entries = [
+        {"profile": "rtx", "name": "half", "precision": half},
+        {"profile": "rtx", "name": "both", "precision": both, "gates": gates},
+    ]
+    project.change_recipe(lambda recipe: recipe.update(targets=entries))
+    steps = steps_of(project)
+    ranges = steps["small:calibrate@ranges"]
+    assert (ranges.params["tensors"], ranges.params["method"]) == ("ranges", None)
+    assert steps["small:calibrate"].params["tensors"] == "quantized"
+    scales = {name: step.inputs["scales"].step for name, step in steps.items() if step.kind == "convert"}
+    assert set(scales.values()) == {"small:calibrate", "small:calibrate@ranges"} and len(scales) == 2
+
+
+def test_the_fallback_is_nothing_to_lower_where_nothing_is_kept(project: Project) -> None:
+    def lowered(**precision: Any) -> Any:
+        project.change_recipe(lambda recipe: recipe.update(targets=["rtx"], precision={"mode": "int8", **precision}))
+        return steps_of(project)["small:lower@rtx"].params
+
+    assert lowered(fallback="fp16") == lowered(fallback="fp32")
+    keep = [{"operators": ["Conv"]}]
+    assert lowered(fallback="fp16", keep=keep) != lowered(fallback="fp32", keep=keep)
+
+
 def test_an_int8_target_without_gpu_is_judged_by_its_graph_and_not_timed(project: Project) -> None:
     project.change_recipe(lambda recipe: recipe.update(targets=["rtx"]))
     steps = steps_of(project)

@@ -71,6 +71,12 @@ def model_format(path: Path, declared: str | None = None) -> str:
                 contradicts=True,
             )
         found = declared
+    if found == "saved_model" and not path.is_dir():
+        raise FormatError(
+            f"{path} is a file, and model.format says saved_model",
+            "name the folder that holds saved_model.pb",
+            contradicts=True,
+        )
     if found is None:
         raise FormatError(
             f"{path} is no model of a form that is known: SavedModel, Keras, HDF5, GraphDef, TFLite, ONNX",

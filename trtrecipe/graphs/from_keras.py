@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,15 @@ from trtrecipe.graphs.saved_model import DEFAULT_SIGNATURE
 from trtrecipe.graphs.tensorflow_runtime import explained, tensorflow
 
 
-def to_saved_model(path: Path, file: KerasFile, suffix: str, folder: Path) -> Path:
+@dataclass(frozen=True)
+class Saved:
+    """`run` computes what the Keras model itself does: input name → array, to output name → array. Raises StepError."""
+
+    folder: Path
+    run: Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
+def to_saved_model(path: Path, file: KerasFile, suffix: str, folder: Path) -> Saved:
     """Save the model in the file at `path` as a SavedModel under `folder`, inputs and outputs named as in the model.
 
     `file` is what was read of it, and so judged harmless; `suffix`, ".keras" or ".h5", is what Keras goes by. Raises
@@ -52,7 +61,13 @@ def to_saved_model(path: Path, file: KerasFile, suffix: str, folder: Path) -> Pa
         archive.track(model)
         archive.add_endpoint(DEFAULT_SIGNATURE, serve, signature)
         archive.write_out(str(folder / "model"), **_QUIETLY[file.is_keras_2])
-    return folder / "model"
+
+    def run(feeds: Mapping[str, Any]) -> dict[str, Any]:
+        with explained("Keras cannot run the model"):
+            given = [tf.constant(feeds[spec.name]) for spec in signature]
+            return {name: value.numpy() for name, value in serve(*given).items()}
+
+    return Saved(folder / "model", run)
 
 
 _QUIETLY: Mapping[bool, Mapping[str, Any]] = {True: {}, False: {"verbose": False}}

@@ -41,7 +41,7 @@ def input_spec(name: str, dtype: str, shape: Any, ranks: Mapping[str, int]) -> T
     if dtype not in _NUMERIC:
         raise StepError(
             f"input {name} of the model takes values of type {dtype}, and engines take numbers only",
-            hint="export a signature that starts after decoding, with the decoded numbers as its input",
+            hint="export a signature whose inputs are floats, integers or booleans",
         )
     if shape.unknown_rank and name not in ranks:
         raise StepError(
@@ -98,12 +98,13 @@ def tensor_type(node: Any, position: int) -> int | None:
 
     kinds: list[int] = []
     definition = op_def_registry.get(node.op)
+    values = dict(node.attr)  # a map of protobuf makes an entry of whatever it is asked for
     for argument in definition.output_arg if definition is not None else ():
         if argument.type_list_attr:
-            kinds += node.attr[argument.type_list_attr].list.type
+            kinds += values[argument.type_list_attr].list.type if argument.type_list_attr in values else ()
             continue
-        kind = node.attr[argument.type_attr].type if argument.type_attr else argument.type
-        kinds += [kind] * (node.attr[argument.number_attr].i if argument.number_attr else 1)
+        kind = values[argument.type_attr].type if argument.type_attr in values else argument.type
+        kinds += [kind] * (values[argument.number_attr].i if argument.number_attr in values else 1)
     return kinds[position] % _REFERENCE if 0 <= position < len(kinds) else None
 
 

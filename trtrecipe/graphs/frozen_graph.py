@@ -13,7 +13,7 @@ from trtrecipe.graphs.frozen import END, PLACEHOLDERS, Frozen
 from trtrecipe.graphs.sound import LISTED, listed
 from trtrecipe.graphs.tensorflow_runtime import explained, tensorflow
 
-_NO_RESULT = (*PLACEHOLDERS, "Assert", "Const", "NoOp", "PlaceholderWithDefault")
+_NO_RESULT = (*PLACEHOLDERS, "Assert", "Assign", "AssignVariableOp", "Const", "NoOp", "PlaceholderWithDefault")
 
 
 def plain(name: str) -> str:

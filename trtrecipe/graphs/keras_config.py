@@ -57,7 +57,9 @@ def require_no_code(config: Mapping[str, Any]) -> None:
     Raises StepError naming the layers.
     """
     found = list(_objects(config, "the model"))
-    if lines := list(dict.fromkeys(line for layer, value in found for line in _problems(layer, value))):
+    problems = {layer: what for layer, value in reversed(found) for what in _problems(value)}
+    if problems:
+        lines = [f"{layer} {what}" for layer, what in reversed(problems.items())]
         raise StepError(
             "the Keras file carries or names code, and code of models is never run:\n" + listed(lines),
             hint=f"load it where that code is trusted, and {SAFELY}",
@@ -73,7 +75,7 @@ def require_no_code(config: Mapping[str, Any]) -> None:
 
 
 def _objects(config: Mapping[str, Any], layer: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(layer, object) for all that has a class or a module. No recursion: a configuration may be deep."""
+    """(layer, object) for all that has a class. No recursion: a configuration may be deep."""
     waiting: list[tuple[str, Any]] = [(layer, config)]
     while waiting:
         layer, value = waiting.pop()
@@ -83,26 +85,26 @@ def _objects(config: Mapping[str, Any], layer: str) -> Iterator[tuple[str, Mappi
             inner = value.get("config")
             if isinstance(inner, dict) and isinstance(inner.get("name"), str):
                 layer = f"layer {inner['name']}"
-            if isinstance(value.get("class_name"), str) or isinstance(value.get("module"), str):
-                yield layer, {"class_name": "", **value}
+            if isinstance(value.get("class_name"), str):
+                yield layer, value
             # What is needed for training only is not loaded.
             kept = [entry for key, entry in value.items() if key not in ("compile_config", "training_config")]
             waiting += [(layer, entry) for entry in reversed(kept)]
 
 
-def _problems(layer: str, value: Mapping[str, Any]) -> Iterator[str]:
+def _problems(value: Mapping[str, Any]) -> Iterator[str]:
     kind, module, inner = value["class_name"], value.get("module"), value.get("config")
     name = inner if kind == "function" and isinstance(inner, str) else kind
     if kind in _CODE:
-        yield f"{layer} {_CODE[kind]}"
+        yield _CODE[kind]
     elif isinstance(module, str) and not _is_kerass_own(module, name):
-        yield f"{layer} is of {module}.{name}, which is not part of Keras"
+        yield f"is of {module}.{name}, which is not part of Keras"
     elif isinstance(value.get("registered_name"), str) and ">" in value["registered_name"] and module is None:
-        yield f"{layer} is of {value['registered_name']}, which is not part of Keras"
+        yield f"is of {value['registered_name']}, which is not part of Keras"
     elif kind in _OPERATIONS:
         function = inner.get("function") if isinstance(inner, dict) else None
         if not isinstance(function, str) or not _COMPUTES.fullmatch(function):
-            yield f"{layer} calls tf.{function}"
+            yield f"calls tf.{function}"
 
 
 def _is_kerass_own(module: str, name: str) -> bool:

@@ -151,7 +151,7 @@ def _check_hdf5(file: IO[bytes], size: int) -> None:
                 link = group.get(name, getlink=True)
                 if isinstance(link, h5py.ExternalLink):
                     raise StepError(
-                        f"the HDF5 data refers to another file: {group.name}/{name}",
+                        f"the HDF5 data refers to another file: {group.name.rstrip('/')}/{name}",
                         hint="save the model again in one file",
                     )
                 item = group.get(name)

@@ -67,11 +67,12 @@ def freeze(
     placed = {name: frozen.cut_at(definition, tensor) for name, tensor in inputs.items()}
     tensorflow_refusals.require_harmless(definition, list(outputs.values()))
     frozen.settle_defaults(definition)
-    saved_variables.separate(meta_graph)
+    needed = [*placed.values(), *outputs.values(), *saved_variables.prepare(meta_graph, list(outputs.values()))]
     # A function call is inlined only where something behind it is asked for: hence an Identity per output.
     ends = {name: f"{END}{index}" for index, name in enumerate(outputs)}
     v1 = tf.compat.v1
     with explained("TensorFlow cannot load the model", _AGAIN, folder), v1.Session(graph=tf.Graph()) as session:
+        definition = v1.graph_util.extract_sub_graph(definition, sorted({name.partition(":")[0] for name in needed}))
         tf.import_graph_def(definition, name="", producer_op_list=meta_graph.meta_info_def.stripped_op_list)
         for name, tensor in outputs.items():
             tf.identity(session.graph.get_tensor_by_name(tensor), name=ends[name])

@@ -19,22 +19,44 @@ _OBJECTS = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 
 
-def separate(meta_graph: Any) -> None:
-    """Give every variable of the graph a resource of its own, in place.
+def prepare(meta_graph: Any, ends: Collection[str]) -> list[str]:
+    """Give every variable of the graph a resource of its own, in place; nodes that must stay in the graph.
 
-    Where two go by one name, as those of nested Keras models may, they would share one.
+    Where two go by one name, as those of nested Keras models may, they would share one. Raises StepError for variables
+    that nothing restores, and for a saver that is not known to be harmless.
     """
+    definition = meta_graph.graph_def
+    needed = tensorflow_refusals.variables(definition, ends)
+    if not needed:
+        return []
+    nodes = {node.name: node for node in definition.node}
+    reads = [_read_of(definition, nodes, name) for name in needed if nodes[name].op == "VarHandleOp"]
     if meta_graph.HasField("object_graph_def"):
-        for node in meta_graph.graph_def.node:
+        for node in nodes.values():
             if node.op == "VarHandleOp":
                 node.attr["_full_name"].s = node.attr["shared_name"].s
                 node.attr["shared_name"].s = node.name.encode()
+        return reads
+    saver = meta_graph.saver_def
+    if not saver.restore_op_name:
+        raise StepError("the SavedModel does not say how its variables are restored", hint="save the model again")
+    tensorflow_refusals.require_plain_restoring(meta_graph.graph_def, saver.restore_op_name, saver.filename_tensor_name)
+    return [*reads, saver.restore_op_name, saver.filename_tensor_name]
+
+
+def _read_of(definition: Any, nodes: Mapping[str, Any], variable: str) -> str:
+    """The node by which TensorFlow's convert_variables_to_constants reads a variable, added where there is none."""
+    name = f"{variable}/Read/ReadVariableOp"
+    if name not in nodes:
+        definition.node.add(name=name, op="ReadVariableOp", input=[variable])
+        definition.node[-1].attr["dtype"].type = nodes[variable].attr["dtype"].type
+    return name
 
 
 def restore(session: Any, meta_graph: Any, folder: Path, ends: Collection[str]) -> None:
     """Give the variables that the nodes `ends` need their values, in the session that holds the graph.
 
-    Raises StepError for variables without a value, and for a saver that is not known to be harmless.
+    The graph is as `prepare` left it. Raises StepError for variables without a value.
     """
     needed = tensorflow_refusals.variables(session.graph.as_graph_def(), ends)
     if not needed:
@@ -48,18 +70,8 @@ def restore(session: Any, meta_graph: Any, folder: Path, ends: Collection[str]) 
     if meta_graph.HasField("object_graph_def"):
         _assign(session, meta_graph, prefix, needed)
     else:
-        _run_saver(session, meta_graph, prefix)
-
-
-def _run_saver(session: Any, meta_graph: Any, prefix: Path) -> None:
-    """TensorFlow 1: what is saved under which name, and in how many slices, is said by the graph alone."""
-    saver = meta_graph.saver_def
-    if not saver.restore_op_name:
-        raise StepError("the SavedModel does not say how its variables are restored", hint="save the model again")
-    tensorflow_refusals.require_plain_restoring(
-        session.graph.as_graph_def(), saver.restore_op_name, saver.filename_tensor_name
-    )
-    session.run(saver.restore_op_name, {saver.filename_tensor_name: str(prefix)})
+        # TensorFlow 1: what is saved under which name, and in how many slices, is said by the graph alone.
+        session.run(meta_graph.saver_def.restore_op_name, {meta_graph.saver_def.filename_tensor_name: str(prefix)})
 
 
 def _assign(session: Any, meta_graph: Any, prefix: Path, needed: Collection[str]) -> None:

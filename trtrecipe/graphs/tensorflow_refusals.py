@@ -74,7 +74,7 @@ def require_harmless(definition: Any, ends: Collection[str]) -> None:
         "export a signature that starts after the lookup, and do the lookup where the data is prepared",
     )
     _refuse(
-        [node for node in values if node.op not in functions and _has_strings(node, known[node.op])],
+        [node for node in values if not _calls(node, functions) and _has_strings(node, known[node.op])],
         "the model works on strings, which TensorRT has no form for",
         "export a signature that takes numbers, and do this part where the data is prepared",
     )
@@ -88,7 +88,7 @@ def require_plain_restoring(definition: Any, restore: str, file_name: str) -> No
     nodes = {node.name: node for node in definition.node}
     given = _node_of(file_name)
     for node in _walk(_Scope(nodes, (restore,)), effects=True, stop=given):
-        from_elsewhere = node.op == "RestoreV2" and _origin(nodes, node.input[0]) != given
+        from_elsewhere = node.op == "RestoreV2" and not _leads_to(nodes, node.input[0], given)
         if node.op not in _RESTORES or from_elsewhere:
             raise StepError(
                 f"the SavedModel restores its variables in a way not known to be harmless: {node.op} {node.name}",
@@ -115,7 +115,7 @@ def run_when_loaded(meta_graph: Any) -> list[str]:
         for node in functions[name].node_def:
             if _PYTHON.fullmatch(node.op) or _TABLES.fullmatch(node.op) or _reaches_files(node):
                 found.append(f"{node.op} {cleaned(node.name)}")
-            waiting += _functions_of(node)
+            waiting += _calls(node, functions)
     return sorted(found)
 
 
@@ -134,19 +134,19 @@ def _refuse(nodes: list[Any], what: str, hint: str) -> None:
 
 def _reaches_files(node: Any) -> bool:
     if node.op == "PrintV2":  # to the log, unless it says a file
-        return bool(node.attr["output_stream"].s.startswith(b"file:"))
+        return "output_stream" in node.attr and bool(node.attr["output_stream"].s.startswith(b"file:"))
     return _FILES.fullmatch(node.op) is not None
 
 
 def _has_strings(node: Any, kind: Any) -> bool:
-    if node.op in _PASSES_ON or kind is None or _functions_of(node):
+    if node.op in _PASSES_ON:
         return False
     for argument in (*kind.input_arg, *kind.output_arg):
         kinds = [argument.type]
-        if argument.type_attr:
-            kinds = [node.attr[argument.type_attr].type]
-        elif argument.type_list_attr:
-            kinds = list(node.attr[argument.type_list_attr].list.type)
+        given = argument.type_attr or argument.type_list_attr
+        if given:  # looked up only where it is there: a map of protobuf makes an entry of whatever it is asked for
+            value = node.attr.get(given)
+            kinds = [] if value is None else [value.type, *value.list.type]
         if any(entry in _STRING for entry in kinds):
             return True
     return False
@@ -159,8 +159,8 @@ def _reached(definition: Any, ends: Collection[str], functions: Mapping[str, Any
     while waiting:
         for node in _walk(waiting.pop(), effects):
             yield node
-            for name in _functions_of(node):
-                if name in functions and name not in seen:
+            for name in _calls(node, functions):
+                if name not in seen:
                     seen.add(name)
                     waiting.append(_body(functions[name], effects))
 
@@ -183,19 +183,20 @@ def _walk(scope: _Scope, effects: bool, stop: str | None = None) -> Iterator[Any
             waiting += [_node_of(entry) for entry in node.input if effects or not entry.startswith("^")]
 
 
-def _functions_of(node: Any) -> list[str]:
-    """Functions that the node calls: it bears the name of one, or has it as an attribute."""
+def _calls(node: Any, functions: Mapping[str, Any]) -> list[str]:
+    """The functions that the node calls: it bears the name of one, or has it as an attribute."""
     named = [value.func.name for value in node.attr.values() if value.HasField("func")]
     named += [entry.name for value in node.attr.values() for entry in value.list.func]
-    return [node.op, *named]
+    return [name for name in (node.op, *named) if name in functions]
 
 
 def _node_of(reference: str) -> str:
     return reference.removeprefix("^").partition(":")[0]
 
 
-def _origin(nodes: Mapping[str, Any], reference: str) -> str:
+def _leads_to(nodes: Mapping[str, Any], reference: str, wanted: str) -> bool:
+    """Whether the tensor is the output of the node `wanted`, as it is."""
     name = _node_of(reference)
-    while name in nodes and nodes[name].op == "Identity":
+    while name != wanted and name in nodes and nodes[name].op == "Identity":
         name = _node_of(nodes[name].input[0])
-    return name
+    return name == wanted

@@ -170,7 +170,7 @@ def _plan_lower(add: _Adder, target: Target, prepared: StepOutput, layers: StepO
         "operators_sha256": load_catalog().operators_sha256(dialect),
         "assumed": dialect.assumed,
         "mode": target.mode,
-        "fallback": target.fallback,
+        "fallback": target.fallback if target.keep else None,  # what is kept is all that it says something of
         "keep": [
             {key: entry.get(key) for key in ("layers", "operators", "between", "precision")} for entry in target.keep
         ],
@@ -195,14 +195,16 @@ def _plan_calibrate(add: _Adder, shared: _Shared, target: Target, prepared: Step
     elif calibration.table is not None:
         source = "table"
         inputs["table"] = ModelSource(loaded.file(calibration.table), loaded.problem(("calibration", "table"), ""))
-    implicit = target.quantization == "implicit"
+    # Candidates of one target share a calibration.
+    quantizes = "int8" in (target.mode, *target.rivals)
+    tensors = "all" if target.quantization == "implicit" else "quantized" if quantizes else "ranges"
     params = {
-        "method": calibration.method,
+        "method": calibration.method if quantizes else None,
         "preprocess": shared.preprocess,
-        "tensors": "all" if implicit else "quantized",
+        "tensors": tensors,
         "source": source,
     }
-    scope = "implicit" if implicit else ""
+    scope = {"all": "implicit", "quantized": "", "ranges": "ranges"}[tensors]
     return StepOutput(add.add("calibrate", scope, inputs, params, resources=resources), "scales")
 
 

@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 
 from trtrecipe.data import checks
@@ -92,6 +93,8 @@ def observe(
     _check_tensors_fit(found, sizes)
     groups, processes = _plan(sizes, limits, -(-given.samples.count // given.batch))
     ranged = tuple(name for name in found if name not in sizes)
+    if not found:
+        raise StepError("the graph has no FP32 tensors, so there is nothing to calibrate", "remove calibration")
     watch = Watch(
         tuple(Group(tuple(group), () if number else ranged) for number, group in enumerate(groups)),
         needed,
@@ -131,7 +134,7 @@ class _Calibration:
         missing = [counts.missing(spans, self._count) for spans in done]
         runs = sum(stop - start for spans in missing for start, stop in spans)
         if processes > 1:
-            processes = max(1, min(processes, int(_seconds(self._given, runs) / WORTH)))
+            processes = max(1, min(processes, int(_seconds(self._given, self._watch.groups[0], runs) / WORTH)))
         if processes > 1:
             self._count_in_parts(missing, processes)
         ranges: dict[str, Range] = {}
@@ -206,8 +209,8 @@ def _plan(sizes: Mapping[str, int], limits: Limits, batches: int) -> tuple[list[
 
     Only one process alone may go beyond the limit, for a tensor that does not fit.
     """
-    most = min(limits.jobs, batches, limits.memory // max(sizes.values()))
-    plans = {n: grouped(sizes, limits.memory // n) for n in range(1, max(1, most) + 1)}
+    most = min(limits.jobs, batches, limits.memory // max(sizes.values(), default=1))
+    plans = {n: grouped(sizes, limits.memory // n) or [[]] for n in range(1, max(1, most) + 1)}
     processes = min(plans, key=lambda n: (len(plans[n]) / n, n))
     return plans[processes], processes
 
@@ -225,13 +228,17 @@ def grouped(sizes: Mapping[str, int], memory: int) -> list[list[str]]:
     return groups
 
 
-def _seconds(given: Given, runs: int) -> float:
-    """What running so many samples takes, by one of them."""
+def _seconds(given: Given, group: Group, runs: int) -> float:
+    """What running so many samples takes and counting the tensors of a group, by one run."""
     _, batch = next(given.batches([(0, given.samples.count)]))
-    with observing(given.model, [value.name for value in given.model.graph.output]) as engine:
+    with observing(given.model, group.counted or [value.name for value in given.model.graph.output]) as engine:
         engine.run(batch.feeds)
         started = time.monotonic()
-        engine.run(batch.feeds)
+        values = engine.run(batch.feeds)
+        for name in group.counted:
+            # What is not finite is reported where it is counted in earnest.
+            if np.isfinite(values[name]).all():
+                Histogram().add(values[name])
         return (time.monotonic() - started) * runs / batch.count
 
 

@@ -7,8 +7,9 @@ were, and `clipped` how many of them are beyond the threshold, to one part in 20
 largest value of every FP32 activation that was observed, quantized or not. Figures are float32, written as their
 shortest decimals. A threshold of 0 means that the tensor was zero in every sample.
 
-Where scales were given and nothing was observed, the method is "table" or "model", samples is 0, and only thresholds
-are there; an entry whose scale is that of no float32 threshold has it as `scale`, which counts.
+Where only ranges were asked for, the method is "ranges". Where scales were given and nothing was observed, it is
+"table" or "model", samples is 0, and only thresholds are there; an entry whose scale is that of no float32 threshold
+has it as `scale`, which counts.
 """
 
 from __future__ import annotations

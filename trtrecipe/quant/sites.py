@@ -5,19 +5,20 @@ docs/quantization.md lists the rules and where each of them comes from.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import onnx
 from onnx import NodeProto, TensorProto
 
 from trtrecipe.errors import StepError
+from trtrecipe.graphs.carried import INTEGER_OPERATORS, PAIR
 from trtrecipe.quant import beside, copies, small
 from trtrecipe.quant.overview import Overview, label, overview
 
 OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-PAIR = ("QuantizeLinear", "DequantizeLinear")
-_CARRIES = frozenset([*PAIR, "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"])
+_CARRIES = frozenset([*PAIR, *INTEGER_OPERATORS])
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Sites:
-    """What is quantized, in the order of the graph's nodes, and a sentence for each node that could not be.
+    """What is quantized, in the order of the graph's nodes, and sentences on the nodes that are not, one per reason.
 
     `groups`: the activations, by two or more, that share one scale.
     """
@@ -93,30 +94,40 @@ def find_sites(model: onnx.ModelProto, keep: Collection[str] = ()) -> Sites:
     return Sites(tuple(sites), tuple(skipped), copies.shared(graph, [site.activation for site in sites]))
 
 
-def carries_pairs(model: onnx.ModelProto) -> bool:
-    """Whether the main graph holds QuantizeLinear or DequantizeLinear."""
-    return any(node.op_type in PAIR for node in model.graph.node)
-
-
 def _products(graph: Overview) -> tuple[list[Site], list[str]]:
     """The sites of every Conv, ConvTranspose, Gemm and MatMul worth it, and sentences on the others.
 
     Where all of them are too small to be worth it, all are taken: INT8 was asked for, and it works.
     """
     found: list[Site] = []
-    skipped: list[str] = []
+    skipped: list[tuple[str, str]] = []
     for index in range(len(graph.nodes)):
         if graph.operator(index) in OPERATORS:
             taken = _product(graph, index)
             if isinstance(taken, str):
-                skipped.append(f"{label(graph.nodes[index])} is not quantized: {taken}")
+                skipped.append((label(graph.nodes[index]), taken))
             else:
                 found += taken
     tiny = {site.index: why for site in found if (why := small.reason(graph, site.index))}
     large = [site for site in found if site.index not in tiny]
     if not large:
-        return found, skipped
-    return large, [*skipped, *(f"{label(graph.nodes[at])} is not quantized: {why}" for at, why in tiny.items())]
+        return found, _sentences(skipped)
+    return large, _sentences(
+        [*skipped, *((f"{label(graph.nodes[at])} ({has})", wanted) for at, (has, wanted) in tiny.items())]
+    )
+
+
+def _sentences(skipped: Iterable[tuple[str, str]]) -> list[str]:
+    """Nodes and why each of them is not quantized → a sentence for every reason."""
+    nodes: dict[str, list[str]] = {}
+    for node, why in skipped:
+        nodes.setdefault(why, []).append(node)
+    return [
+        f"{', '.join(named[:_SHOWN])}"
+        f"{f' and {len(named) - _SHOWN} more' if len(named) > _SHOWN else ''}"
+        f" {'is' if len(named) == 1 else 'are'} not quantized: {why}"
+        for why, named in nodes.items()
+    ]
 
 
 def _product(graph: Overview, index: int) -> list[Site] | str:
@@ -126,9 +137,9 @@ def _product(graph: Overview, index: int) -> list[Site] | str:
     for slot, name in enumerate(node.input[:2]):
         if not graph.is_float(name):
             kind = TensorProto.DataType.Name(graph.types[name])
-            return f"its {'inputs' if slot in slots else 'weights'} are {kind}, not FLOAT"
+            return f"the {'inputs' if slot in slots else 'weights'} are {kind}, not FLOAT"
     if graph.operator(index).startswith("Conv") and slots == [0, 1]:
-        return "its weights are computed"
+        return "the weights are computed"
     if len(slots) != 1:
         return [_site(graph, index, slot) for slot in slots]
     (slot,) = slots

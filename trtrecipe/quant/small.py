@@ -16,15 +16,18 @@ _CHANNEL_STEP = 8
 _KERNEL = 3
 
 
-def reason(graph: Overview, index: int) -> str | None:
-    """Why the node at `index`, a Conv, ConvTranspose, MatMul or Gemm, is left alone; None where it is not."""
+def reason(graph: Overview, index: int) -> tuple[str, str] | None:
+    """Why the node at `index`, a Conv, ConvTranspose, MatMul or Gemm, is left alone; None where it is not.
+
+    What it has, and what INT8 kernels want, which is the same sentence for all nodes of a kind.
+    """
     operator = graph.operator(index)
     if operator in ("MatMul", "Gemm"):
         return _product(graph, index)
     return _grouped(graph, index) if operator == "Conv" else None
 
 
-def _product(graph: Overview, index: int) -> str | None:
+def _product(graph: Overview, index: int) -> tuple[str, str] | None:
     """Left [.., M, K] times right [.., K, N]; what is unknown is taken to be large."""
     node = graph.nodes[index]
     left, right = (graph.shapes.get(name, ()) for name in node.input[:2])
@@ -34,14 +37,14 @@ def _product(graph: Overview, index: int) -> str | None:
     inner = next((size for size in (*right[-2:-1], *left[-1:]) if size is not None), None)
     if (inner or LEAST) >= LEAST and (columns or LEAST) >= LEAST:
         return None
-    return f"it multiplies by {_size(inner)} x {_size(columns)} values, and INT8 kernels want {LEAST} x {LEAST} or more"
+    return f"{_size(inner)} x {_size(columns)}", f"to multiply by, INT8 kernels want {LEAST} x {LEAST} values or more"
 
 
 def _size(extent: int | None) -> str:
     return "?" if extent is None else str(extent)
 
 
-def _grouped(graph: Overview, index: int) -> str | None:
+def _grouped(graph: Overview, index: int) -> tuple[str, str] | None:
     node = graph.nodes[index]
     shape = graph.shapes.get(node.input[1], ())
     if attribute(node, "group", 1) == 1 or len(shape) < 3 or None in shape:
@@ -50,8 +53,7 @@ def _grouped(graph: Overview, index: int) -> str | None:
     if (channels >= LEAST and per_group >= LEAST) or (channels % _CHANNEL_STEP == 0 and min(kernel) >= _KERNEL):
         return None
     written = " x ".join(map(str, kernel))
-    return (
-        f"it is grouped, with {per_group} channels per group, {channels} filters and a {written} kernel, and INT8 "
-        f"kernels want {LEAST} channels per group, or filters in multiples of {_CHANNEL_STEP} and kernels of at least "
-        f"{_KERNEL} each way"
+    return f"{per_group} channels per group, {channels} filters of {written}", (
+        f"of a grouped convolution, INT8 kernels want {LEAST} channels per group and {LEAST} filters, or filters in "
+        f"multiples of {_CHANNEL_STEP} and of at least {_KERNEL} each way"
     )

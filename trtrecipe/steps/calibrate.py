@@ -20,13 +20,14 @@ NUMERIC = True
 
 @dataclass(frozen=True)
 class Params:
-    """`method`: minmax, percentile, entropy or mse.
+    """`method`: minmax, percentile, entropy or mse; None where no thresholds are wanted.
 
-    `tensors`: "quantized", those that get a Q/DQ pair; "all", every FP32 activation, as implicit quantization needs.
+    `tensors`, of which there are thresholds: "quantized", those that get a Q/DQ pair; "all", every FP32 activation, as
+    implicit quantization needs; "ranges", none, as FP16 needs the ranges alone.
     `source` of the scales: "data", a calibration "table", or the "model" that carries them; the method is of "data".
     """
 
-    method: str
+    method: str | None
     preprocess: dict[str, list[Any]] = field(default_factory=dict)
     tensors: str = "quantized"
     source: str = "data"
@@ -106,8 +107,7 @@ def _of_table(params: Params, model: onnx.ModelProto, path: Path) -> tuple[Scale
     names, notes = activations.names(model), list[str]()
     wanted = names
     if params.tensors == "quantized":
-        found = find_sites(model)
-        wanted, notes = list(dict.fromkeys(site.activation for site in found.sites)), list(found.skipped)
+        wanted = list(dict.fromkeys(site.activation for site in find_sites(model).sites))
     if missing := [name for name in wanted if name not in given]:
         raise _error(
             f"the calibration table has no scale for {len(missing)} of the {len(wanted)} tensors that need one: it is "
@@ -129,24 +129,26 @@ def _of_data(params: Params, model: onnx.ModelProto, inputs: Mapping[str, Path],
     from trtrecipe.quant.scales import Scales
     from trtrecipe.quant.sites import find_sites
 
-    sites = find_sites(model)
+    # Refused here, before a sample runs, where there is nothing to quantize.
+    sites = find_sites(model).sites if params.tensors != "ranges" else ()
     thresholds: dict[str, float] = {}
     values: dict[str, int] = {}
     clipped: dict[str, int] = {}
 
     def finish(name: str, histogram: Histogram) -> None:
+        assert params.method is not None  # only ranges are wanted then, and nothing is counted
         thresholds[name] = float(np.float32(METHODS[params.method](histogram)))
         values[name], clipped[name] = histogram.count, histogram.above(thresholds[name])
 
-    readers = {site.activation: site.node for site in reversed(sites.sites)}
+    readers = {site.activation: site.node for site in reversed(sites)}
     observed = observe(model, inputs, params.preprocess, readers, params.tensors == "all", limits, finish)
-    found = Scales(params.method, observed.samples, thresholds, observed.ranges, values, clipped)
+    found = Scales(params.method or "ranges", observed.samples, thresholds, observed.ranges, values, clipped)
     return found, {
         "passes": observed.passes,
         "processes": observed.processes,
         "runs": observed.runs,
         "resumed": observed.resumed,
-        "notes": [*sites.skipped, *observed.notes],
+        "notes": list(observed.notes),
     }
 
 

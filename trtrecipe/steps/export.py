@@ -2,12 +2,12 @@
 
 A SavedModel goes through the graph of one signature and tf2onnx, a Keras file through a SavedModel, a frozen graph is
 one already, an ONNX file passes through. The same model gives the same bytes, in any process. Beside it goes what
-became of the source model's layers (`graphs.layers`).
+became of the source model's layers (`graphs.layers`). What was written is then compared with the source (`truth`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from trtrecipe.graphs.frozen import Frozen
     from trtrecipe.graphs.layers import Layers
+    from trtrecipe.truth.source import Source
 
 VERSION = 3
 OUTPUTS = {"onnx": "model.onnx", "layers": "layers.json"}
@@ -28,7 +29,8 @@ class Params:
     """`format`: one of `formats.FORMATS`. `inputs`: input → {"shape": [...] | None, "dtype": str | None}.
 
     `dims` are the names that have a range; `opset` None is 13, or higher where the model needs it. `signature` and
-    `tags` choose among what a SavedModel has. `outputs` are a frozen graph's.
+    `tags` choose among what a SavedModel has. `outputs` are a frozen graph's. `sizes`: name of a dimension → its length
+    when the export is checked; `tolerance`: the error allowed then, `truth.check.TOLERANCE` for None.
     """
 
     format: str
@@ -38,6 +40,18 @@ class Params:
     opset: int | None = None
     tags: list[str] | None = None
     outputs: list[str] = field(default_factory=list)
+    sizes: dict[str, int] = field(default_factory=dict)
+    tolerance: float | None = None
+
+
+@dataclass(frozen=True)
+class _Exported:
+    """`check` compares the written file with the source; None where nothing of the source was changed."""
+
+    model: ModelProto
+    layers: Layers
+    notes: list[str]
+    check: Callable[[Path], dict[str, Any]] | None = None
 
 
 def tools(params: Params) -> tuple[str, ...]:
@@ -51,24 +65,33 @@ def tools(params: Params) -> tuple[str, ...]:
 def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, Any]:
     """Write the graph of "model" (what fetch made) to `out/model.onnx`, its layers' nodes to `out/layers.json`.
 
-    Raises StepError where model and recipe do not fit, and for models that cannot be expressed in ONNX.
+    Measures "check", how far the graph is from its source. Raises StepError where model and recipe do not fit, for
+    models that cannot be expressed in ONNX, and where the graph does not compute what its source does.
     """
     import tempfile
 
+    from trtrecipe.errors import StepError
     from trtrecipe.graphs import files, layers, sound
 
-    if params.format == "onnx":
-        model, found, notes = _onnx(params, inputs["model"])
-    else:
-        with tempfile.TemporaryDirectory(prefix="trtrecipe-") as folder:
-            model, found, notes = _tensorflow(params, inputs["model"], Path(folder))
-    sound.check(model)
-    (out / OUTPUTS["layers"]).write_bytes(layers.dump(found))
-    files.save(model, out / OUTPUTS["onnx"])
-    return {"notes": notes} if notes else {}
+    file = out / OUTPUTS["onnx"]
+    with tempfile.TemporaryDirectory(prefix="trtrecipe-") as folder:
+        if params.format == "onnx":
+            exported = _onnx(params, inputs["model"])
+        else:
+            exported = _tensorflow(params, inputs["model"], Path(folder))
+        sound.check(exported.model)
+        files.save(exported.model, file)
+        try:
+            check = exported.check(file) if exported.check is not None else {}
+        except StepError:
+            file.unlink()
+            raise
+    (out / OUTPUTS["layers"]).write_bytes(layers.dump(exported.layers))
+    notes = [*exported.notes, *check.pop("notes", ())]
+    return {name: value for name, value in (("notes", notes), ("check", check)) if value}
 
 
-def _onnx(params: Params, path: Path) -> tuple[ModelProto, Layers, list[str]]:
+def _onnx(params: Params, path: Path) -> _Exported:
     from trtrecipe.graphs import from_onnx, layers, shapes
     from trtrecipe.graphs.canonical import canonical
     from trtrecipe.graphs.interface import interface
@@ -78,15 +101,27 @@ def _onnx(params: Params, path: Path) -> tuple[ModelProto, Layers, list[str]]:
     bound = shapes.bind(interface(model).inputs, params.inputs, params.dims)
     _settle(model, bound.shapes)
     exported = canonical(model)
-    return exported, layers.of_onnx(source, exported), list(bound.notes)
+
+    def check(file: Path) -> dict[str, Any]:
+        from trtrecipe.truth import check, onnx_source
+
+        against = onnx_source.of_file(path, exported)
+        if against is None:
+            return {}
+        specs = interface(exported).inputs
+        return check.check(exported, file, specs, against, params.sizes, params.tolerance)
+
+    return _Exported(exported, layers.of_onnx(source, exported), list(bound.notes), check)
 
 
-def _tensorflow(params: Params, path: Path, folder: Path) -> tuple[ModelProto, Layers, list[str]]:
+def _tensorflow(params: Params, path: Path, folder: Path) -> _Exported:
+    from dataclasses import replace
+
     from trtrecipe.graphs import from_tensorflow, layers, shapes, sound
     from trtrecipe.graphs.canonical import renamed
 
     asked = _asked(params)
-    frozen, keras = _frozen(params, asked, path, folder)
+    frozen, keras, source = _frozen(params, asked, path, folder)
     bound = shapes.bind(frozen.inputs, asked, params.dims)
     model, notes = from_tensorflow.to_onnx(frozen, bound.shapes, params.opset)
     sound.require_inference_form(model)
@@ -96,7 +131,17 @@ def _tensorflow(params: Params, path: Path, folder: Path) -> tuple[ModelProto, L
     exported = renamed(model)
     operations = [(node.op, node.name) for node in frozen.graph.node]
     found = layers.of_tensorflow(operations, keras, exported)
-    return exported.model, found, [*bound.notes, *notes, *dropped]
+    specs = [replace(spec, shape=bound.shapes[spec.name]) for spec in frozen.inputs]
+
+    def check(file: Path) -> dict[str, Any]:
+        from trtrecipe.truth import check, culprit
+
+        def blame(feeds: Mapping[str, Any], tolerance: float) -> str | None:
+            return culprit.first(frozen, exported, found, feeds, tolerance)
+
+        return check.check(exported.model, file, specs, source(), params.sizes, params.tolerance, blame)
+
+    return _Exported(exported.model, found, [*bound.notes, *notes, *dropped], check)
 
 
 def _asked(params: Params) -> dict[str, Any]:
@@ -106,19 +151,26 @@ def _asked(params: Params) -> dict[str, Any]:
     return {plain(name) if params.format == "frozen_graph" else name: spec for name, spec in params.inputs.items()}
 
 
-def _frozen(params: Params, asked: Mapping[str, Any], path: Path, folder: Path) -> tuple[Frozen, list[str]]:
-    """The frozen graph, and the paths of its Keras layers where the file names them."""
+def _frozen(
+    params: Params, asked: Mapping[str, Any], path: Path, folder: Path
+) -> tuple[Frozen, list[str], Callable[[], Source]]:
+    """The frozen graph, the paths of its Keras layers where the file names them, and what makes the source runnable."""
     from trtrecipe.graphs import from_keras, frozen_graph, keras_file, layers, saved_model
+    from trtrecipe.truth import tensorflow_source
 
     ranks = {name: len(spec["shape"]) for name, spec in asked.items() if spec.get("shape")}
     if params.format == "frozen_graph":
-        return frozen_graph.freeze(path, list(params.inputs), params.outputs, ranks), []
+        frozen = frozen_graph.freeze(path, list(params.inputs), params.outputs, ranks)
+        return frozen, [], lambda: tensorflow_source.of_graph(frozen)
     if params.format in ("keras", "h5"):
         file = keras_file.read_archive(path) if params.format == "keras" else keras_file.read_hdf5(path)
         suffix = ".keras" if params.format == "keras" else ".h5"
         saved = from_keras.to_saved_model(path, file, suffix, folder)
-        return saved_model.freeze(saved, ranks=ranks), layers.of_keras(file.config)
-    return saved_model.freeze(saved_model.unpack(path, folder), params.signature, params.tags, ranks), []
+        frozen = saved_model.freeze(saved.folder, ranks=ranks)
+        return frozen, layers.of_keras(file.config), lambda: tensorflow_source.of_keras(saved.run)
+    root = saved_model.unpack(path, folder)
+    frozen = saved_model.freeze(root, params.signature, params.tags, ranks)
+    return frozen, [], lambda: tensorflow_source.of_saved_model(root, params.signature, params.tags, frozen)
 
 
 def _settle(model: ModelProto, bound: Mapping[str, tuple[int | str, ...]]) -> None:

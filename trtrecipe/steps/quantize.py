@@ -29,13 +29,12 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, A
     """
     from trtrecipe.graphs import files, keep
     from trtrecipe.quant import scales
+    from trtrecipe.quant.carried import carries_quantization
     from trtrecipe.quant.qdq import insert_qdq
-    from trtrecipe.quant.sites import carries_pairs
 
     model = files.load(inputs["onnx"])
-    if carries_pairs(model):
-        notes = ["the model carries its own quantization, which is kept as it is"]
-    else:
+    notes: list[str] = []
+    if not carries_quantization(model):
         kept = keep.load(inputs["keep"]) if "keep" in inputs else {}
         model, notes = insert_qdq(model, scales.load(inputs["scales"]).thresholds, kept)
     files.save(model, out / OUTPUTS["onnx"])

@@ -66,13 +66,13 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, A
     from trtrecipe.digest import canonical_json
     from trtrecipe.errors import StepError
     from trtrecipe.graphs import keep
+    from trtrecipe.quant.carried import carries_quantization
     from trtrecipe.quant.search import fewest
-    from trtrecipe.quant.sites import carries_pairs
 
     if not list(limits.quality(params.gates, params.metric, {})):
         raise StepError("precision.search needs a gate to meet", "add gates: accuracy, agreement or cosine")
     trials = _Trials.of(params, inputs)
-    if carries_pairs(trials.model):
+    if carries_quantization(trials.model):
         raise StepError(
             "precision.search has no effect on a model that is quantized already: the pairs that it carries settle "
             "which of its layers are INT8",
