@@ -72,7 +72,7 @@ def statuses(targets: Targets, kind: str = "compile") -> list[str]:
 def test_three_devices_three_engines(
     tmp_path: Path, bench: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nx, tx2, orin = devices = [bench.add("nx", XAVIER_NX), bench.add("tx2", TX2), bench.add("orin", ORIN_NX)]
+    devices = [bench.add("nx", XAVIER_NX), bench.add("tx2", TX2), bench.add("orin", ORIN_NX)]
     project = make_project(tmp_path / "project", NX_INT8 | {"targets": FLEET})
     write_inventory(project.folder, devices)
     first = build(project, capsys)
@@ -97,10 +97,10 @@ def test_three_devices_three_engines(
     assert bench.client_calls() == calls
     monkeypatch.setenv("TRTRECIPE_PROBE_AGE", "0")
     assert statuses(build(project, capsys)) == ["hit"] * 3
-    assert [device.requests() for device in devices] == [before + ["probe"] for before in requests]
+    assert [device.requests() for device in devices] == [[*before, "probe"] for before in requests]
 
     # Another JetPack on one device is another fingerprint: that target alone is built again.
-    nx.show(l4t="35.6.1", jetpack="5.1.5")
+    devices[0].show(l4t="35.6.1", jetpack="5.1.5")
     again = build(project, capsys)
     assert statuses(again) == ["ran", "hit", "hit"]
     assert "device.l4t: 35.6.0 -> 35.6.1" in again[NX]["compile"]["reason"]

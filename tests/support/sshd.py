@@ -1,8 +1,8 @@
 """Devices for tests: a real OpenSSH server on loopback, behind it a Jetson's files and a trtexec surrogate.
 
 The server is Debian's openssh-server, a process of this user with its own host key, port and configuration. What is
-made up is the machine behind it: the logins' PATH begins with a `python3` that gives each request of the agent the folder
-that stands for the device's root, and does what a test asks for in `faults.json` beside it:
+made up is the machine behind it: the logins' PATH begins with a `python3` that gives each request of the agent the
+folder that stands for the device's root, and does what a test asks for in `faults.json` beside it:
 
     drop, drop_in: {"op": NAME, "at": byte, "times": count}  the connection ends there, in the answer or in what is sent
     flip, flip_in: {"op": NAME, "at": byte, "times": count}  one bit there is another one
