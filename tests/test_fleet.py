@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,6 +67,13 @@ def build(project: Project, capsys: pytest.CaptureFixture[str], expected: int = 
         target["target"]: {step["kind"]: step for step in target["steps"]} | {"": target}
         for target in json.loads(out)["targets"]
     }
+
+
+def environment() -> dict[str, str]:
+    """With which a new process imports what this one does."""
+    import trtrecipe
+
+    return {**os.environ, "PYTHONPATH": str(Path(trtrecipe.__file__).parents[1])}
 
 
 def statuses(targets: Targets, kind: str = "compile") -> list[str]:
@@ -215,6 +226,23 @@ def test_kept_layers_become_layer_precisions(project: Project, bench: Lab, capsy
     assert "--precisionConstraints=obey" in argv
 
 
+def test_a_build_whose_command_was_killed_is_taken_up_by_the_next(
+    project: Project, bench: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device = bench.add("nx", XAVIER_NX)
+    write_inventory(project.folder, [device])
+    device.trtexec_fault(seconds=2)
+    command = [sys.executable, "-m", "trtrecipe", "build", str(project.recipe)]
+    killed = subprocess.Popen(command, cwd=project.folder, stdout=-3, stderr=-3, env=environment())
+    deadline = time.monotonic() + 60
+    while not device.calls() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait()
+    assert statuses(build(project, capsys)) == ["ran"]
+    assert (len(device.calls("start")), len(device.calls("end"))) == (1, 1)
+
+
 def test_a_build_that_fails_on_the_device_has_failed(
     project: Project, bench: Lab, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -269,3 +297,23 @@ def test_devices_are_probed_shown_and_listed(
         assert difference in said
     assert run(["devices", "probe", "nxx"]) == 2
     assert "did you mean nx?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("precision", "refused"),
+    [
+        ({"mode": "fp16", "keep": [{"layers": "gemm"}]}, True),
+        ({"mode": "int8", "fallback": "fp16", "keep": [{"layers": "gemm"}]}, False),
+        ({"mode": "int8", "fallback": "fp16", "keep": [{"layers": "gemm", "precision": "fp32"}]}, True),
+        ({"mode": "int8", "fallback": "fp32", "keep": [{"layers": "gemm", "precision": "fp32"}]}, False),
+    ],
+)
+def test_a_release_without_layer_precisions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], precision: dict[str, Any], refused: bool
+) -> None:
+    for jetpack, expected in (("4.6.4", 2 if refused else 0), ("5.1.4", 0)):
+        targets = [f"jetson-xavier-nx@{jetpack}"]
+        project = make_project(tmp_path / jetpack, {"precision": precision, "targets": targets})
+        assert run(["validate", str(project.recipe)]) == expected
+        said = capsys.readouterr().err
+        assert ("TensorRT 8.4 is the first that can" in said) == (expected == 2)

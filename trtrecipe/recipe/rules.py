@@ -107,25 +107,36 @@ def _precision(index: int, written: Any, shared: Any, profile: Profile, dialect:
 
 
 def _kept(index: int, written: Any, shared: Any, profile: Profile, dialect: Dialect) -> Iterator[Finding]:
-    """Layers to be kept in FP32 where a release's trtexec has no way to say so."""
+    """Layers to be kept in another precision than their network, where a release's trtexec has no way to say so."""
     own = isinstance(written, dict) and written.get("precision") is not None
     block = (written if own else shared).get("precision")
-    kept, modes = _at(block, "keep"), _at(block, "mode")
-    if profile.family != "jetson" or dialect.strongly_typed or not isinstance(kept, list) or modes == "fp32":
+    kept, mode = _at(block, "keep"), _at(block, "mode")
+    if profile.family != "jetson" or dialect.strongly_typed or not isinstance(kept, list):
+        return
+    modes = [each for each in (mode if isinstance(mode, list) else [mode]) if each in _able(profile, dialect)]
+    needed = [
+        number
+        for number, entry in enumerate(kept)
+        for each in modes
+        if _needs_word(each, block, _at(entry, "precision"))
+    ]
+    if not needed:
         return
     from trtrecipe.targets.trtexec import record, records  # large, and few recipes keep anything
 
     if record(str(dialect.tensorrt)).means["layer_precisions"]:
         return
-    for number, entry in enumerate(kept):
-        wanted = _at(entry, "precision") or (None if "int8" in str(modes) else "fp32")
-        if isinstance(entry, dict) and wanted == "fp32" and _at(block, "fallback") != "fp32":
-            at = _place(index, written, *(("precision", "keep", number, "precision") if own else ("profile",)))
-            first = next(known.tensorrt for known in records() if known.means["layer_precisions"])
-            can = f"TensorRT {first} is the first that can"
-            message = f"{profile.id} with {dialect.id} cannot keep single layers in fp32: {can}"
-            yield Finding(at, message, "keep none for this target, or give it precision: {mode: fp32}")
-            return
+    first = next(known.tensorrt for known in records() if known.means["layer_precisions"])
+    at = _place(index, written, *(("precision", "keep", needed[0]) if own else ("profile",)))
+    message = f"{profile.id} with {dialect.id} cannot keep single layers in another precision"
+    yield Finding(at, f"{message}: TensorRT {first} is the first that can", "give this target a precision without keep")
+
+
+def _needs_word(mode: str, block: Any, precision: Any) -> bool:
+    """Whether a kept layer needs a word to trtexec. Q/DQ nodes say by themselves what is not quantized."""
+    if mode == "fp16":
+        return precision in (None, "fp32")
+    return bool(_at(block, "fallback") == "fp16" and precision == "fp32")
 
 
 def _able(profile: Profile, dialect: Dialect) -> list[str]:
