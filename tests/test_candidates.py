@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,14 @@ def test_the_choice(targets: list[Target], int8: Any, fp16: Any, status: str, ch
     assert bool(result.artifacts) == (chosen is not None)
 
 
+def test_where_nothing_is_chosen_the_notes_of_all_are_told(targets: list[Target]) -> None:
+    made = [
+        replace(_result(target, "built", None), notes=("of both", note))
+        for target, note in zip(targets, ("of int8", "of fp16"), strict=False)
+    ]
+    assert choose(made).notes[:3] == ("of both", "of int8", "of fp16")
+
+
 def _built(project: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, Any]:
     capsys.readouterr()
     code = run(["build", str(project), "--json"])
@@ -133,5 +142,5 @@ def test_no_choice_leaves_results_alone(
     [target] = document["targets"]
     assert (code, target["status"]) == (5, "pending")
     assert "precision" not in target and target["artifacts"] == {}
-    assert any("which of int8 and fp32 is faster has not been measured" in note for note in target["notes"])
+    assert any("which of int8 and fp32 is the fastest has not been measured" in note for note in target["notes"])
     assert not (tmp_path / "dist/small/rtx").exists()

@@ -312,6 +312,22 @@ def test_loops_and_conditions(tmp_path: Path) -> None:
     assert (tmp_path / "o1" / "model.onnx").read_bytes() == (tmp_path / "o2" / "model.onnx").read_bytes()
 
 
+def test_a_convolution_times_what_is_computed_from_constants(tmp_path: Path) -> None:
+    """Of tf.linspace TensorFlow's constant folding does not foresee the shape, and used to abort the process."""
+    import tensorflow as tf
+
+    kernel = tf.constant(np.random.default_rng(0).standard_normal((3, 3, 2, 4)), tf.float32)
+
+    def serve(x: Any) -> dict[str, Any]:
+        return {"y": tf.nn.conv2d(x, kernel, 1, "SAME") * tf.linspace(0.5, 1.0, 4)}
+
+    source = _saved_model(tmp_path / "m", serve, tf.TensorSpec([1, 5, 5, 2], name="x"))
+    model, _ = _from_tensorflow(source, tmp_path / "o")
+    assert {node.op_type for node in model.graph.node} == {"Transpose", "Conv"}  # the factor is in the weights
+    x = np.random.default_rng(1).standard_normal((1, 5, 5, 2)).astype(np.float32)
+    np.testing.assert_allclose(_run(model, {"x": x})["y"], serve(tf.constant(x))["y"], atol=1e-5)
+
+
 def test_operators_that_have_no_conversion_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tensorflow as tf
 

@@ -279,7 +279,7 @@ def test_devices_are_probed_shown_and_listed(
     assert "probe" not in json.loads(capsys.readouterr().out)
     assert run(["devices", "probe", "nx", "--json"]) == 0
     probed = json.loads(capsys.readouterr().out)
-    assert probed["schema"] == "trtrecipe/device/v1"
+    assert probed["schema"] == "trtrecipe/probe/v1"
     assert probed["jetpack"] == "5.1.4"
     assert probed["differences"] == probed["problems"] == []
     assert set(probed["fingerprint"]) == {"model", "memory", "l4t", "cuda", "tensorrt", "trtexec"}

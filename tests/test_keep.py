@@ -99,6 +99,21 @@ def test_near_matches(glob: str, near: str, digits: ModelProto) -> None:
     assert near in refused(digits, layers=glob)[1]
 
 
+def test_without_a_near_match_the_layers_that_there_are(digits: ModelProto) -> None:
+    assert "the model has digits, digits/conv, digits/logits" in refused(digits, layers="zzz")[1]
+
+
+def test_all_entries_that_match_nothing_are_told_at_once(digits: ModelProto) -> None:
+    with pytest.raises(StepError) as caught:
+        resolve(
+            digits, {"layers": "Logits"}, {"layers": "logits"}, {"operators": ["Gemm"]}, {"between": ["zzz", "logits"]}
+        )
+    message = caught.value.message
+    assert message.startswith("3 entries of precision.keep match nothing:")
+    assert "layers: Logits" in message and "did you mean logits" in message
+    assert "operators: [Gemm]" in message and "between: [zzz, logits]" in message
+
+
 def test_the_last_part_of_a_name_alone(digits: ModelProto) -> None:
     message, hint = refused(digits, layers="MatMul")
     assert "matches no layer" in message

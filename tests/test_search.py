@@ -275,6 +275,14 @@ def test_a_gate_that_is_met_keeps_nothing(inputs: dict[str, Path], tmp_path: Pat
     assert "nothing is kept" in measured["notes"][0]
 
 
+def test_what_the_recipe_keeps_is_not_told_as_nothing(inputs: dict[str, Path], tmp_path: Path) -> None:
+    first = next(node.name for node in onnx.load(inputs["onnx"]).graph.node if node.op_type in ("Conv", "MatMul"))
+    inputs["keep"].write_bytes(keep.dump({first: "fp32"}))
+    measured = run(inputs, tmp_path / "out", {"cosine": 0.1})
+    assert measured["kept"] == [first]
+    assert "every other layer in INT8; nothing more is kept" in measured["notes"][0]
+
+
 def test_a_model_of_fixed_batch(inputs: dict[str, Path], tmp_path: Path) -> None:
     """9 does not divide the 48 samples."""
     model = onnx.load(inputs["onnx"])

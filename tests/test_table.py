@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trtrecipe.errors import StepError
 from trtrecipe.quant import scales, table
+from trtrecipe.quant.qdq import insert_qdq
 from trtrecipe.quant.table import ENTROPY_2, Table, dump, parse
 from trtrecipe.steps import table as step
 
@@ -193,10 +194,9 @@ def graph(*, opset: int = 13) -> onnx.ModelProto:
     ]
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1, 2, 2])
     mask = helper.make_tensor_value_info("mask", TensorProto.INT64, ["n"])
-    w = helper.make_tensor_value_info("w", TensorProto.FLOAT, [2, 1, 1, 1])  # as IR 3 lists initializers
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2, 2, 2])
     out = helper.make_tensor_value_info("mask_out", TensorProto.INT64, ["n"])
-    made = helper.make_graph(nodes, "graph", [mask, x, w], [y, out], [weights])
+    made = helper.make_graph(nodes, "graph", [mask, x], [y, out], [weights])
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
@@ -235,11 +235,46 @@ def test_scales_from_a_table_make_the_same_table(values: list[float]) -> None:
     assert made.scales == given
 
 
-def test_tensors_without_a_range_are_listed(tmp_path: Path) -> None:
-    with pytest.raises(StepError, match="2 of the graph's 4 FP32 tensors") as error:
-        run(tmp_path, {"x": 1.0, "y": 1.0})
-    assert "conv:0\n  relu" in error.value.message
+def test_tensors_without_a_range_have_no_line(tmp_path: Path) -> None:
+    made, measured = run(tmp_path, {"x": 1.0, "y": 1.0})
+    assert list(made.scales) == ["x", "y"]
+    [note] = measured["notes"]
+    assert note.startswith("2 of the graph's 4 FP32 tensors have no calibrated range") and "conv:0, relu" in note
+
+
+def test_scales_of_another_graph_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(StepError, match="no entry for tensor x, the input of Conv conv"):
+        run(tmp_path, {"y": 1.0})
     assert not (tmp_path / "calibration.table").exists()
+
+
+JOINED = """<ir_version: 8, opset_import: ["" : 13]>
+g (float[1,4,8,8] x) => (float[1,4,8,8] y, float[1,4,4,4] q)
+<float[4,4,1,1] v = {1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1},
+ float[4,8,1,1] w = {1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0}>
+{ a = Conv(x, v) r = Relu(a) c = Concat<axis=1>(r, x) y = Conv(c, w)
+  p = MaxPool<kernel_shape=[2,2], strides=[2,2]>(r) q = Conv(p, v) }"""
+
+
+@pytest.mark.parametrize("method", ["entropy", "table"])
+def test_tensors_that_copies_join_have_the_scale_of_the_explicit_form(method: str, tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(JOINED)
+    for node in model.graph.node:
+        node.name = node.output[0]
+    thresholds = {"x": 2.0, "a": 5.0, "r": 9.0, "c": 4.0, "p": 3.0, "y": 7.0, "q": 8.0}
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    (tmp_path / "scales.json").write_bytes(scales.dump(scales.Scales(method, 8, thresholds)))
+    step.run(step.Params("8.5.2"), {"onnx": tmp_path / "model.onnx", "scales": tmp_path / "scales.json"}, tmp_path)
+    made = table.read(tmp_path / "calibration.table").scales
+    # What Q/DQ read: x, c and p. Copies join r and all of these: what feeds them would be requantized otherwise.
+    expected = thresholds if method == "table" else thresholds | dict.fromkeys("xrcp", 4.0)
+    assert made == {name: float(scales.scale_of(expected[name])) for name in made}
+    if method == "entropy":
+        pairs = insert_qdq(model, thresholds)[0]
+        held = {tensor.name: numpy_helper.to_array(tensor) for tensor in pairs.graph.initializer}
+        for node in pairs.graph.node:
+            if node.op_type == "QuantizeLinear" and node.input[0] in made:
+                assert float(held[node.input[1]]) == made[node.input[0]]
 
 
 def test_a_release_without_tables_is_refused(tmp_path: Path) -> None:

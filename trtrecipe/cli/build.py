@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -136,20 +136,31 @@ def _print(built: Built, recipe: RecipeResult) -> None:
             headers = ("RANK", "NODE", "OPERATOR", "DAMAGE", "DECISION")
             typer.echo(f"{name}: what INT8 does to each node, and which stay in {target.plan.target.float_precision}:")
             typer.echo(table(headers, _ranking(target.search["ranking"])))
-        for candidate in target.candidates or (target,):
-            label = candidate.plan.target.label
-            for gate in candidate.gates:
-                # A target that failed has said why; its gates were never reached.
-                if gate.status != "met" and candidate.status != "failed":
-                    typer.echo(f"{label}: gate {gate.status}: {gate}")
-        for note in target.notes:
-            typer.echo(f"{name}: {note}")
-        if target.error:
-            typer.echo(f"{name}: failed: {target.error}")
-        pending = (outcome.resolution for _, outcome in target.steps if outcome.resolution.status == "pending")
-        reasons = [reason for reason in dict.fromkeys(resolution.reason for resolution in pending) if reason]
-        if target.status == "pending" and reasons:
-            typer.echo(f"{name}: pending: {'; '.join(reasons)}")
+    said: dict[str, list[str]] = {}
+    for target in recipe.targets:
+        for label, text in _remarks(target):
+            said.setdefault(text, []).append(label)
+    everyone = [target.plan.target.id for target in recipe.targets]
+    for text, labels in said.items():
+        typer.echo(f"{'all' if labels == everyone and len(everyone) > 1 else ', '.join(labels)}: {text}")
+
+
+def _remarks(result: TargetResult) -> Iterator[tuple[str, str]]:
+    """What is to be said of a target: of whom, and what."""
+    name = result.plan.target.id
+    for candidate in result.candidates or (result,):
+        for gate in candidate.gates:
+            # A target that failed has said why; its gates were never reached.
+            if gate.status != "met" and candidate.status != "failed":
+                yield candidate.plan.target.label, f"gate {gate.status}: {gate}"
+    for note in result.notes:
+        yield name, note
+    if result.error:
+        yield name, f"failed: {result.error}"
+    pending = (outcome.resolution for _, outcome in result.steps if outcome.resolution.status == "pending")
+    reasons = [reason for reason in dict.fromkeys(resolution.reason for resolution in pending) if reason]
+    if result.status == "pending" and reasons:
+        yield name, f"pending: {'; '.join(reasons)}"
 
 
 def _ranking(ranking: Sequence[Mapping[str, Any]]) -> list[list[str]]:

@@ -55,7 +55,7 @@ def documents() -> list[dict[str, Any]]:
 def document(device: Device, seen: Seen | None) -> dict[str, Any]:
     """A device and what is known of it, as plain data; without "probe" where it was never looked at."""
     described: dict[str, Any] = {
-        "schema": "trtrecipe/device/v1",
+        "schema": "trtrecipe/probe/v1",
         "device": device.name,
         "profile": device.profile,
         "ssh": device.ssh,

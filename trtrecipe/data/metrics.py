@@ -98,7 +98,8 @@ def check_comparable(outputs: Mapping[str, Array], reference: Mapping[str, Array
             raise StepError(
                 f"output {name} is {kind} in {int(broken.sum())} of {len(ours)} samples (the first is sample "
                 f"{int(broken.argmax())}) where the FP32 reference is finite",
-                "a value left the range of the lower precision; build this target with precision.mode fp32 to confirm",
+                "a value left the range of the lower precision: give calibration data, by which nodes that FP16 has no "
+                "room for stay FP32, or name them under precision.keep; precision.mode fp32 shows whether that is it",
             )
 
 

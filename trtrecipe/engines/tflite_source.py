@@ -1,4 +1,4 @@
-"""A TFLite file run by TensorFlow's interpreter, as something that its export is compared with."""
+"""A TFLite file run by LiteRT's interpreter, as something that its export is compared with."""
 
 from __future__ import annotations
 
@@ -39,6 +39,11 @@ class TfliteSource:
         except Damaged as error:
             raise tflite_file.damaged(error) from None
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what `run` gives."""
+        return tuple(name for name, _ in self._outputs)
+
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Output name → array, from one array per input. State starts at zero in each run. Raises StepError."""
         # A fresh interpreter each time: that is what resets the state of an LSTM, and it takes about a millisecond.
@@ -55,7 +60,7 @@ class TfliteSource:
             made = [interpreter.get_tensor(detail["index"]) for detail in interpreter.get_output_details()]
         except (RuntimeError, ValueError) as error:
             words = " ".join(str(error).split())[:400]
-            raise StepError(f"TFLite's interpreter cannot run the model: {words}") from None
+            raise StepError(f"LiteRT cannot run the model: {words}") from None
         return {name: _floats(tensor, values) for (name, tensor), values in zip(self._outputs, made, strict=True)}
 
     def steps(self) -> dict[str, float]:
@@ -72,25 +77,21 @@ def run_tflite(path: Path, feeds: Mapping[str, Array], signature: str | None = N
 
 
 def _interpreter(content: bytes) -> Any:
-    import warnings
+    from ai_edge_litert import interpreter
 
-    import tensorflow as tf
-
-    # TensorFlow's own kernels, on one thread: delegates split and round by the processor at hand.
-    plain = tf.lite.experimental.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that TensorFlow's interpreter will move to another package
-        try:
-            return tf.lite.Interpreter(model_content=content, num_threads=1, experimental_op_resolver_type=plain)
-        except (RuntimeError, ValueError) as error:
-            words = " ".join(str(error).split())[:400]
-            raise StepError(f"TFLite's interpreter cannot load the model: {words}") from None
+    # LiteRT's own kernels, on one thread: delegates split and round by the processor at hand.
+    plain = interpreter.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    try:
+        return interpreter.Interpreter(model_content=content, num_threads=1, experimental_op_resolver_type=plain)
+    except (RuntimeError, ValueError) as error:
+        words = " ".join(str(error).split())[:400]
+        raise StepError(f"LiteRT cannot load the model: {words}") from None
 
 
 def _rewritten(path: Path, interface: Interface) -> bytes:
     """The file with this graph alone, ended at its outputs, with floats for weights that only are stored in 8 bits."""
     import flatbuffers
-    from tensorflow.lite.python import schema_py_generated as bindings
+    from ai_edge_litert import schema_py_generated as bindings
 
     model = bindings.ModelT.InitFromPackedBuf(bytearray(path.read_bytes()), 0)
     graph = model.subgraphs[interface.index]

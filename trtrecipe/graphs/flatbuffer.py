@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-ITEMS = 1 << 22
+ITEMS = 1 << 21
 """Most tables, numbers and characters that one file may make the reader unpack."""
 
 _INTEGER = struct.Struct("<i")

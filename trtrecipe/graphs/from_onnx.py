@@ -20,8 +20,8 @@ OLDEST = 13
 _LFS = b"version https://git-lfs.github.com/spec/"
 
 
-def read(path: Path, wanted: int | None) -> ModelProto:
-    """The model in the file, checked, canonical, at opset `wanted`; without it at its own, 13 at least.
+def read(path: Path) -> ModelProto:
+    """The model in the file, checked, canonical, at its own opset.
 
     Raises StepError for anything that is no single-file ONNX model for inference.
     """
@@ -33,7 +33,11 @@ def read(path: Path, wanted: int | None) -> ModelProto:
     sound.require_known_operators(model)
     sound.check(model)
     sound.require_inference_form(model)
-    model = canonical(model)
+    return canonical(model)
+
+
+def at_opset(model: ModelProto, wanted: int | None) -> ModelProto:
+    """The canonical model at opset `wanted`; without it at its own, 13 at least. Raises StepError."""
     present = opset(model)
     target = max(present, OLDEST) if wanted is None else wanted
     if present > target:

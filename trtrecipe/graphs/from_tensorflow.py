@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from trtrecipe.graphs.tensorflow_runtime import explained
 OPSETS = (13, 16, 17, 18)
 """Tried in turn when the recipe asks for none: the oldest devices take 13, some operators need more."""
 
+_RANDOM = re.compile(r"(Stateless|Parameterized)?(Random|TruncatedNormal|Multinomial|Bernoulli|Binomial)")
 _LEFT_OUT = ("merge_duplication", "q_dq_optimizer")
 """Optimizers of tf2onnx. Which of two equal nodes stays is left to chance in the first, and with it the name: equal
 nodes are merged by us. The second moves Q/DQ away from where the model has them."""
@@ -40,6 +42,8 @@ def to_onnx(frozen: Frozen, shapes: Mapping[str, Shape], opset: int | None) -> t
     operators which have no conversion: tf2onnx itself would leave them in the graph and call it a success.
     """
     definition = _with_shapes(frozen, shapes)
+    with explained("TensorFlow cannot compute the model's constants"):
+        tensorflow_repairs.compute_factors(definition)
     versions = OPSETS if opset is None else (opset,)
     # The highest comes second: operators that it lacks too have no conversion, and the others need not be tried.
     tried: dict[int, _Converted] = {}
@@ -51,6 +55,8 @@ def to_onnx(frozen: Frozen, shapes: Mapping[str, Shape], opset: int | None) -> t
     chosen = min((version for version, converted in tried.items() if not converted.missing), default=None)
     if chosen is None:
         nodes = [_readable(entry) for entry in tried[versions[-1]].missing]
+        if random := [node for node in nodes if _RANDOM.match(node)]:
+            raise sound.drawing(random)
         raise StepError(
             "tf2onnx has no conversion for these operators:\n" + listed(nodes),
             hint="replace them in the TensorFlow model by operators that ONNX has",

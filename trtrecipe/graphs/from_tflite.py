@@ -62,17 +62,11 @@ class Interface:
     index: int = 0
 
     def cut(self, outputs: Sequence[str]) -> Interface:
-        """The same graph, ended at the tensors named as the signature or the file names them. Raises StepError."""
-        if not outputs:
-            return self
+        """The same graph, ended at these outputs or tensors of the file; as it is where one of them is neither."""
         made = [number for operator in self.graph.operators for number in operator.outputs]
         tensors = {self.graph.tensors[number].name: number for number in reversed(made)} | dict(self.outputs)
-        if missing := [name for name in outputs if name not in tensors]:
-            raise StepError(
-                f"the TFLite model has no tensor {missing[0]}",
-                hint="its outputs and last tensors are: "
-                + ", ".join(dict.fromkeys([*self.outputs, *list(tensors)[:8]])),
-            )
+        if not outputs or not tensors.keys() >= set(outputs):
+            return self
         return replace(self, outputs={name: tensors[name] for name in outputs})
 
     def used_inputs(self) -> dict[str, int]:
@@ -105,10 +99,9 @@ class Converted:
 
 
 def read(path: Path, signature: str | None, opset: int | None, outputs: Sequence[str] = ()) -> Converted:
-    """The graph of a signature at `opset` (None: OPSET), or only what the tensors `outputs` of it need.
+    """The graph of a signature at `opset` (None: OPSET), or only what the tensors `outputs` of it need (Interface.cut).
 
-    `outputs` are named as the signature or the file names tensors. Raises StepError for files that are damaged, and for
-    operators and types without a form in ONNX, with their names.
+    Raises StepError for files that are damaged, and for operators and types without a form in ONNX, with their names.
     """
     interface = choose(tflite_file.read(path), signature).cut(outputs)
     try:

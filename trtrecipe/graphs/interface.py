@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 import onnx
 from onnx import TensorProto
@@ -63,6 +65,43 @@ def interface(model: onnx.ModelProto) -> Interface:
         tuple(_spec(value, "input") for value in model.graph.input if value.name not in constant),
         tuple(_spec(value, "output") for value in model.graph.output),
     )
+
+
+def new_names(inputs: Sequence[str], outputs: Sequence[str], rename: Mapping[str, str]) -> dict[str, str]:
+    """Every input and output by the model's name → its name in the engine, where `rename` says another.
+
+    Raises StepError for a name in `rename` that is neither, and where two would be called the same.
+    """
+    known = [*inputs, *outputs]
+    for name in rename:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            meant = f"did you mean {near[0]}? " if near else ""
+            raise StepError(
+                f"model.rename names {name}, which is no input and no output of the model",
+                hint=f"{meant}inputs: {', '.join(inputs)}; outputs: {', '.join(outputs)}",
+            )
+        if name in inputs and name in outputs:
+            raise StepError(
+                f"model.rename names {name}, which is an input and an output of the model at once",
+                hint="leave it, or export the model with two names",
+            )
+    found = {name: rename.get(name, name) for name in known}
+    if twice := _repeated(found[name] for name in dict.fromkeys(known)):
+        olds = [name for name in found if found[name] == twice]
+        raise StepError(
+            f"model.rename would call two tensors {twice}: {' and '.join(olds)}", hint="give one of them another name"
+        )
+    return found
+
+
+def _repeated(names: Iterable[str]) -> str | None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def _spec(value: onnx.ValueInfoProto, role: str) -> TensorSpec:

@@ -17,6 +17,7 @@ from onnx import GraphProto, ModelProto, NodeProto
 from trtrecipe.digest import canonical_json
 from trtrecipe.errors import StepError
 from trtrecipe.graphs.edit import all_nodes, consumers, uses
+from trtrecipe.graphs.sound import listed
 
 SCHEMA = "trtrecipe/keep/v1"
 PRECISIONS = ("fp32", "fp16")
@@ -39,13 +40,22 @@ def resolve(model: ModelProto, layers: Layers, entries: Sequence[Mapping[str, An
     - "operators": a list of operator types.
     - "between": two such globs; all nodes on any path from nodes of the first to nodes of the second, ends included.
     and "precision", `default` where it is None or absent. The first entry that matches a node decides. Raises StepError
-    for an entry that matches nothing, with names that come near.
+    for entries that match nothing, all at once, with names that come near.
     """
     kept: dict[str, str] = {}
+    wrong: list[StepError] = []
     for entry in entries:
         precision = entry.get("precision") or default
-        for name in _matched(model.graph, layers, entry):
-            kept.setdefault(name, precision)
+        try:
+            for name in _matched(model.graph, layers, entry):
+                kept.setdefault(name, precision)
+        except StepError as error:
+            wrong.append(error)
+    if len(wrong) == 1:
+        raise wrong[0]
+    if wrong:
+        lines = [error.message + (f"; {error.hint}" if error.hint else "") for error in wrong]
+        raise StepError(f"{len(wrong)} entries of precision.keep match nothing:\n" + listed(lines))
     return {node.name: kept[node.name] for node in model.graph.node if node.name in kept}
 
 
@@ -140,7 +150,8 @@ def _unmatched(
             hint="remove the entry",
         )
     tails = {name.rpartition("/")[2] for name in names}
-    hint = _near(glob, dict.fromkeys(run for name in names for run in _scopes(name)))
+    otherwise = f"the model has {_some(list(layers) or names)}"
+    hint = _near(glob, dict.fromkeys(run for name in names for run in _scopes(name)), otherwise)
     if glob in tails:
         full = [name for name in names if name.rpartition("/")[2] == glob]
         hint = f"the last part of a node's name does not do alone; write {_some(full)}, or operators: [{glob}]"

@@ -27,7 +27,7 @@ SCHEMA = "trtrecipe/layers/v1"
 
 Layers = dict[str, list[str]]
 
-_NO_LAYER = frozenset(["Const", "Identity", "NoOp", "Placeholder", "VarHandleOp", "ReadVariableOp"])
+NO_LAYER = frozenset(["Const", "Identity", "NoOp", "Placeholder", "VarHandleOp", "ReadVariableOp"])
 """TensorFlow's operations that compute nothing: where their names lead is plumbing."""
 
 
@@ -63,7 +63,7 @@ def of_tensorflow(operations: Iterable[tuple[str, str]], keras: Iterable[str], e
     """
     restored = exported.layers.name
     layers: Layers = {layer: [] for layer in keras}
-    layers.update((scope, []) for kind, name in operations if kind not in _NO_LAYER for scope in scopes(restored(name)))
+    layers.update((scope, []) for kind, name in operations if kind not in NO_LAYER for scope in scopes(restored(name)))
     for node in exported.model.graph.node:
         constants = [restored(name) for name in exported.constants[node.name] if not is_generated(name)]
         for scope in dict.fromkeys(scope for name in (node.name, *constants) for scope in scopes(name)):

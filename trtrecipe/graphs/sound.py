@@ -14,6 +14,7 @@ LISTED = 8
 """Most lines that one message lists."""
 
 _DOMAINS = (*DEFAULT_DOMAINS, "ai.onnx.ml")
+_RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 
 
 def check(model: ModelProto) -> None:
@@ -62,12 +63,14 @@ def require_known_operators(model: ModelProto) -> None:
 
 
 def require_inference_form(model: ModelProto) -> None:
-    """Refuse a graph in training mode, one that computes on integers, and one without inputs or outputs.
+    """Refuse a graph in training mode, a random one, one that computes on integers, one without inputs or outputs.
 
     Quantization in the form of Q/DQ pairs is none of these: prepare brings it into TensorRT's form.
     """
     if training := [_label(node) for node in all_nodes(model.graph) if _trains(node, model)]:
         raise StepError("the model is in training mode:\n" + listed(training), hint="export it for inference")
+    if random := [_label(node) for node in all_nodes(model.graph) if node.op_type in _RANDOM]:
+        raise drawing(random)
     if quantized := [_label(node) for node in all_nodes(model.graph) if node.op_type in INTEGER_OPERATORS]:
         raise StepError(
             "the model is quantized with operators that compute on integers, which TensorRT has not:\n"
@@ -80,6 +83,14 @@ def require_inference_form(model: ModelProto) -> None:
         raise StepError("the model has no inputs: its outputs are constants", hint="export a model that takes inputs")
     if not model.graph.output:
         raise StepError("the model has no outputs", hint="export the model again")
+
+
+def drawing(nodes: list[str]) -> StepError:
+    """The error for a model with such nodes: nothing that is made of it can be compared with it."""
+    return StepError(
+        "the model draws random numbers while it computes, so no two runs agree:\n" + listed(nodes),
+        hint="export it for inference (training=False, without layers of noise), or make the numbers an input",
+    )
 
 
 def require_one_file(model: ModelProto) -> None:

@@ -6,7 +6,8 @@ Every repair keeps what the model computes; one that cannot is a StepError.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +18,11 @@ from trtrecipe.graphs.edit import all_nodes, attribute, reset
 from trtrecipe.graphs.names import cleaned
 
 _LOGGER = "tf2onnx.optimizer"
+_NOT_COMPUTED = re.compile(
+    "Placeholder.*|(Ref)?(Enter|Exit|Switch|Merge|NextIteration)|LoopCond|(Stateless)?(While|If|Case)|.*Call.*|FakeQuant.*"
+)
+"""Operators whose results are no constants of the graph, or are not to become some."""
+_CONVOLUTIONS = ("Conv2D", "Conv3D", "DepthwiseConv2dNative", "MatMul")
 
 
 def let_inline(definition: Any) -> None:
@@ -34,6 +40,61 @@ def let_inline(definition: Any) -> None:
     for function in functions:
         function.attr.pop("_XlaMustCompile", None)
         function.attr.pop("api_implements", None)  # else a variant for another device may be chosen
+
+
+def compute_factors(definition: Any) -> None:
+    """Make constants, in place, of what convolutions are multiplied by, where it depends on no input.
+
+    TensorFlow's constant folding computes such a factor too and moves it into the convolution; but where it did not
+    foresee the factor's shape (that of tf.linspace is one) it aborts the process. ConstantFolding::MulConvPushDown in
+    tensorflow/core/grappler/optimizers/constant_folding.cc at v2.21.0.
+    """
+    import tensorflow as tf
+
+    nodes = {node.name: node for node in definition.node}
+    unsettled = [name for name in _factors(nodes) if nodes[name].op != "Const"]
+    if not unsettled:
+        return
+    part = tf.compat.v1.graph_util.extract_sub_graph(definition, unsettled)
+    with tf.Graph().as_default() as graph, tf.compat.v1.Session() as session:
+        tf.import_graph_def(part, name="")
+        operations = [graph.get_operation_by_name(name) for name in unsettled]
+        tensors = [operation.outputs[0] for operation in operations if len(operation.outputs) == 1]
+        for tensor, value in zip(tensors, session.run(tensors), strict=True):
+            node = nodes[tensor.op.name]
+            reset(node.input, [])
+            node.op = "Const"
+            node.attr.clear()
+            node.attr["dtype"].type = tensor.dtype.as_datatype_enum
+            node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value))
+
+
+def _factors(nodes: Mapping[str, Any]) -> list[str]:
+    """Nodes that depend on no input, and that a multiplication reads beside a convolution that does."""
+    from tensorflow.python.framework import op_def_registry
+
+    readers: dict[str, list[str]] = {}
+    for node in nodes.values():
+        for entry in node.input:
+            readers.setdefault(entry.removeprefix("^").partition(":")[0], []).append(node.name)
+    kinds = {node.op: op_def_registry.get(node.op) for node in nodes.values()}
+    varying: set[str] = set()
+    waiting = [
+        node.name
+        for node in nodes.values()
+        if kinds[node.op] is None or kinds[node.op].is_stateful or _NOT_COMPUTED.fullmatch(node.op)
+    ]
+    while waiting:
+        name = waiting.pop()
+        if name not in varying:
+            varying.add(name)
+            waiting += readers.get(name, ())
+    factors: dict[str, None] = {}
+    for node in nodes.values():
+        sources = [entry.partition(":")[0] for entry in node.input[:2]]
+        if node.op == "Mul" and any(source in varying and nodes[source].op in _CONVOLUTIONS for source in sources):
+            factors |= dict.fromkeys(source for source in sources if source not in varying)
+    return list(factors)
 
 
 def expand_erfc(definition: Any) -> None:

@@ -92,6 +92,11 @@ class Builder:
         self._constants[number] = values
         return values
 
+    def note_stored(self, number: int) -> None:
+        """Note that a constant is stored in 8 bits and becomes floats, if that is so."""
+        if self.is_constant(number) and self.grid(number) is not None:
+            self.hybrid[self.tensor(number).name] = None
+
     def numbers(self, number: int, what: str) -> list[int]:
         """A constant of whole numbers as a flat list."""
         values = self.constant(number, what)
@@ -160,10 +165,8 @@ class Builder:
         """
         tensor = self.tensor(number)
         name = f"{self.base}/weights"
-        stored = self.is_constant(number) and tensor.kind in INTEGERS and tensor.quantization is not None
-        if not (stored and quantized):
-            if stored:
-                self.hybrid[tensor.name] = None
+        if not (quantized and self.is_constant(number) and self.grid(number) is not None):
+            self.note_stored(number)
             values = arrange(self.constant(number, "weights"))
             return self.initializer(name, values)
         scaled = _scaled(tensor)
@@ -263,7 +266,7 @@ class Builder:
     def equal_grids(self, one: int, other: int) -> bool:
         """Whether two tensors of 8 bits can hold the same floats."""
         first, second = self.grid(one), self.grid(other)
-        if first is None or second is None or self.is_constant(one):
+        if first is None or second is None:
             return False
         ends = [
             (quantization.scale.tolist(), (INTEGERS[self.tensor(number).kind][1] - quantization.zero).tolist())

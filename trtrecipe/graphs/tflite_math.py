@@ -244,9 +244,7 @@ def dequantize(build: Builder, operator: Operator) -> None:
     source = operator.inputs[0]
     if not build.is_constant(source) and build.grid(source) is None:
         raise Refused(f"it reads {build.tensor(source).kind} without a scale")
-    tensor = build.tensor(source)
-    if build.is_constant(source) and tensor.quantization is not None:
-        build.hybrid[tensor.name] = None
+    build.note_stored(source)
     build.alias(source, operator.outputs[0])
 
 

@@ -290,6 +290,7 @@ def gather(build: Builder, operator: Operator) -> None:
         raise Refused("it has batch_dims, for which ONNX has no form")
     source, indices = operator.inputs
     axis = _axis(operator.options["axis"], max(build.rank(source), 1))
+    build.note_stored(source)
     result = build.node("Gather", [build.plain(source), build.plain(indices)], axis=axis)
     build.store(operator.outputs[0], result, same=source)
 
@@ -297,6 +298,7 @@ def gather(build: Builder, operator: Operator) -> None:
 def embedding(build: Builder, operator: Operator) -> None:
     """EMBEDDING_LOOKUP: rows by their indices."""
     indices, source = operator.inputs
+    build.note_stored(source)
     result = build.node("Gather", [build.plain(source), build.plain(indices)], axis=0)
     build.store(operator.outputs[0], result, same=source)
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from trtrecipe.run.last_words import last_words
+
 # What a step may see of the environment: where programs, libraries and the GPU are, and how Python is to behave.
 _PASSED = (
     "PATH", "HOME", "USER", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "CUDA_VISIBLE_DEVICES",
@@ -18,6 +20,8 @@ _PASSED = (
 )  # fmt: skip
 # What the OpenSSH client needs beside that, in steps that run on a device.
 _PASSED_TO_SSH = ("SSH_AUTH_SOCK", "KRB5CCNAME", "XDG_RUNTIME_DIR")
+# A program that ends itself so has said why, unlike one that was ended by another.
+_CRASHES = {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV}
 _FIXED = {"LC_ALL": "C.UTF-8", "TZ": "UTC", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
 
 
@@ -94,8 +98,15 @@ class WorkerProcess:
         if code < 0:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
             hint = "the machine may be out of memory" if code == -signal.SIGKILL else None
-            return {"status": "failed", "error": f"its process was ended by {name}", "hint": hint}
-        return {"status": "failed", "error": f"its process ended with exit code {code} and no answer"}
+            said = ""
+            if -code in _CRASHES:
+                said, hint = self._said(), "a tool that the step calls gave up; the log has all that it said"
+            return {"status": "failed", "error": f"its process was ended by {name}{said}", "hint": hint}
+        return {"status": "failed", "error": f"its process ended with exit code {code} and no answer{self._said()}"}
+
+    def _said(self) -> str:
+        words = last_words(self.log)
+        return f", after saying: {words}" if words else ""
 
     def kill(self) -> None:
         """End the worker and all its children."""

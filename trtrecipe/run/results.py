@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import Any
 
 from trtrecipe.plan.graph import Graph, RecipePlan, TargetPlan
+from trtrecipe.recipe.findings import listed
 from trtrecipe.run.events import Outcome
 from trtrecipe.run.gates import Verdict, evaluate
 from trtrecipe.store.blobs import Blob
@@ -25,9 +26,9 @@ GRAPH_EVALUATED = (
 class TargetResult:
     """`status`: "built", "cached", "failed", "gate-failed" or "pending". `steps` pairs step ids with outcomes.
 
-    `kept`: names of the ONNX nodes that stayed in a higher precision; `search`: what a search measured. `candidates`: where
-    a recipe names several modes, all of them; the others are what `chosen` among them made, or the first of them where
-    there is no choice (`chosen` None), which is then without artifacts.
+    `kept`: names of the ONNX nodes that stayed in a higher precision; `search`: what a search measured. `candidates`:
+    where a recipe names several modes, all of them; the others are what `chosen` among them made, or the first of them
+    where there is no choice (`chosen` None), which is then without artifacts.
     """
 
     plan: TargetPlan
@@ -70,16 +71,17 @@ def choose(candidates: Sequence[TargetResult]) -> TargetResult:
     left = [candidate for candidate in candidates if candidate.status in ("built", "cached", "pending")]
     steps = tuple(dict(pair for candidate in candidates for pair in candidate.steps).items())
     every = tuple(candidates)
-    undecided = TargetResult(candidates[0].plan, "", {}, {}, (), (), steps, candidates=every)
+    notes = tuple(dict.fromkeys(note for candidate in candidates for note in candidate.notes))
+    undecided = TargetResult(candidates[0].plan, "", {}, {}, (), notes, steps, candidates=every)
     if "failed" in ended:
         return replace(undecided, status="failed")
     if not left:
         return replace(undecided, status="gate-failed")
     latencies = [candidate.metrics.get("latency_ms", {}).get("p50") for candidate in left]
     if len(left) > 1 and None in latencies:
-        names = " and ".join(candidate.plan.target.mode for candidate in left)
-        note = f"which of {names} is faster has not been measured, so neither is shipped"
-        return replace(undecided, status="pending", notes=(note,))
+        names = listed(candidate.plan.target.mode for candidate in left)
+        note = f"which of {names} is the fastest has not been measured, so none is shipped"
+        return replace(undecided, status="pending", notes=(*notes, note))
     chosen = min(left, key=lambda candidate: candidate.metrics["latency_ms"]["p50"]) if len(left) > 1 else left[0]
     status = "built" if chosen.status == "cached" and "built" in ended else chosen.status
     mode = chosen.plan.target.mode
@@ -121,6 +123,8 @@ def _metrics(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     verify, benchmark = measured.get("verify", {}), measured.get("benchmark", {})
     reference = measured.get("reference", {})
     metrics: dict[str, Any] = {}
+    if "check" in measured.get("export", {}):
+        metrics["export"] = measured["export"]["check"]
     if "accuracy" in reference:
         metrics["reference_accuracy"] = reference["accuracy"]
     for name in ("accuracy", "agreement", "cosine", "cosine_worst", "equal", "max_abs_error", "samples", "evaluated"):

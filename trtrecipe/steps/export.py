@@ -1,13 +1,14 @@
 """export: the model as a canonical ONNX graph whose inputs have every axis decided.
 
 A SavedModel goes through the graph of one signature and tf2onnx, a Keras file through a SavedModel, a frozen graph is
-one already, an ONNX file passes through. The same model gives the same bytes, in any process. Beside it goes what
-became of the source model's layers (`graphs.layers`). What was written is then compared with the source (`truth`).
+one already, a TFLite file is written operator by operator, an ONNX file passes through. The same model gives the same
+bytes, in any process. Beside it goes what became of the source model's layers (`graphs.layers`). What was written is
+then compared with the source (`truth`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from trtrecipe.graphs.engine_side import EngineSide
     from trtrecipe.graphs.frozen import Frozen
     from trtrecipe.graphs.layers import Layers
     from trtrecipe.truth.source import Source
@@ -26,11 +28,13 @@ NUMERIC = True  # TensorFlow and tf2onnx compute constants on the way
 
 @dataclass(frozen=True)
 class Params:
-    """`format`: one of `formats.FORMATS`. `inputs`: input → {"shape": [...] | None, "dtype": str | None}.
+    """`format`: one of `formats.FORMATS`.
 
+    `inputs`: the engine's input → {"shape": [...] | None, "dtype": str | None, "layout": "nchw" | "nhwc" | None}.
     `dims` are the names that have a range; `opset` None is 13, or higher where the model needs it. `signature` and
-    `tags` choose among what a SavedModel has. `outputs` are a frozen graph's. `sizes`: name of a dimension → its length
-    when the export is checked; `tolerance`: the error allowed then, `truth.check.TOLERANCE` for None.
+    `tags` choose among what a SavedModel has. `outputs`: tensors that the graph ends in, by the model's names; none:
+    those of the model. `rename`: the model's name of an input or output → the engine's. `sizes`: name of a dimension →
+    its length when the export is checked; `tolerance`: the error allowed then, `truth.check.TOLERANCE` for None.
     """
 
     format: str
@@ -42,6 +46,7 @@ class Params:
     outputs: list[str] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
     tolerance: float | None = None
+    rename: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ def tools(params: Params) -> tuple[str, ...]:
     """ONNX itself; for TensorFlow models what loads and converts them too."""
     if params.format == "onnx":
         return ("numpy", "onnx")
+    if params.format == "tflite":
+        return ("ai-edge-litert", "numpy", "onnx")
     keras = ("keras", "tf-keras", "h5py") if params.format in ("keras", "h5") else ()
     return (*keras, "numpy", "onnx", "tensorflow", "tf2onnx")
 
@@ -77,6 +84,8 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, A
     with tempfile.TemporaryDirectory(prefix="trtrecipe-") as folder:
         if params.format == "onnx":
             exported = _onnx(params, inputs["model"])
+        elif params.format == "tflite":
+            exported = _tflite(params, inputs["model"])
         else:
             exported = _tensorflow(params, inputs["model"], Path(folder))
         sound.check(exported.model)
@@ -92,85 +101,158 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, A
 
 
 def _onnx(params: Params, path: Path) -> _Exported:
-    from trtrecipe.graphs import from_onnx, layers, shapes
+    from trtrecipe.graphs import cut, from_onnx, layers
+
+    given = from_onnx.read(path)
+    ended = cut.cut(given, params.outputs) if params.outputs else None
+    ends = given if ended is None else ended.model
+    model = from_onnx.at_opset(ends, params.opset)
+    exported, side, notes = _as_engine(params, model)
+    found = layers.of_onnx([node.name for node in ends.graph.node], exported)
+
+    def check(file: Path) -> dict[str, Any]:
+        from trtrecipe.graphs.interface import interface
+        from trtrecipe.truth import check, onnx_source
+
+        against = onnx_source.of_file(path if ended is None else ends, exported, side)
+        if against is None:
+            return {}
+        return check.check(exported, file, interface(exported).inputs, against, params.sizes, params.tolerance)
+
+    return _Exported(exported, found, [*(cut.note_dropped(ended.dropped) if ended else ()), *notes], check)
+
+
+def _tflite(params: Params, path: Path) -> _Exported:
+    from trtrecipe.graphs import cut, from_tflite, sound
+
+    converted = from_tflite.read(path, params.signature, params.opset, params.outputs)
+    sound.require_inference_form(converted.model)
+    ended = cut.cut(converted.model, params.outputs) if params.outputs else None
+    exported, side, notes = _as_engine(params, converted.model if ended is None else ended.model)
+    present = {node.name for node in exported.graph.node}
+    found = {layer: [name for name in nodes if name in present] for layer, nodes in converted.layers.items()}
+
+    def check(file: Path) -> dict[str, Any]:
+        from trtrecipe.graphs.interface import interface
+        from trtrecipe.truth import check, tflite_source
+
+        against = tflite_source.of_file(path, params.signature, params.outputs, side)
+        return check.check(exported, file, interface(exported).inputs, against, params.sizes, params.tolerance)
+
+    said = [*(cut.note_dropped(ended.dropped) if ended else ()), *converted.notes, *notes]
+    return _Exported(exported, found, said, check)
+
+
+def _as_engine(params: Params, model: ModelProto) -> tuple[ModelProto, EngineSide, list[str]]:
+    """The graph with the names, layouts and axes that the recipe asks for, how these differ, and notes."""
+    from trtrecipe.graphs import engine_side, input_layout, shapes
     from trtrecipe.graphs.canonical import canonical
     from trtrecipe.graphs.interface import interface
 
-    model = from_onnx.read(path, params.opset)
-    source = [node.name for node in model.graph.node]
-    bound = shapes.bind(interface(model).inputs, params.inputs, params.dims)
-    _settle(model, bound.shapes)
-    exported = canonical(model)
-
-    def check(file: Path) -> dict[str, Any]:
-        from trtrecipe.truth import check, onnx_source
-
-        against = onnx_source.of_file(path, exported)
-        if against is None:
-            return {}
-        specs = interface(exported).inputs
-        return check.check(exported, file, specs, against, params.sizes, params.tolerance)
-
-    return _Exported(exported, layers.of_onnx(source, exported), list(bound.notes), check)
+    changed, side = engine_side.of_graph(model, params.inputs, params.rename)
+    bound = shapes.bind(interface(changed).inputs, params.inputs, params.dims)
+    _settle(changed, bound.shapes)
+    notes = input_layout.settle(changed, side.layouts) if side.perms else []
+    return canonical(changed), side, [*bound.notes, *notes]
 
 
 def _tensorflow(params: Params, path: Path, folder: Path) -> _Exported:
     from dataclasses import replace
 
-    from trtrecipe.graphs import from_tensorflow, layers, shapes, sound
+    from trtrecipe.graphs import cut, from_tensorflow, input_layout, layers, shapes, sound
     from trtrecipe.graphs.canonical import renamed
 
-    asked = _asked(params)
-    frozen, keras, source = _frozen(params, asked, path, folder)
-    bound = shapes.bind(frozen.inputs, asked, params.dims)
-    model, notes = from_tensorflow.to_onnx(frozen, bound.shapes, params.opset)
+    frozen, side, keras, source, dropped = _frozen(params, path, folder)
+    bound = shapes.bind(side.specs(frozen.inputs), params.inputs, params.dims)
+    model, notes = from_tensorflow.to_onnx(frozen, side.shapes(bound.shapes), params.opset)
     sound.require_inference_form(model)
     unused = from_tensorflow.unused_inputs(model, list(bound.shapes))
+    for name, perm in side.perms.items():
+        if name not in unused:
+            input_layout.transpose(model, name, perm)
     _settle(model, {name: shape for name, shape in bound.shapes.items() if name not in unused})
-    dropped = [f"input {name} does not affect any output and is no input of the graph" for name in unused]
+    if side.perms:
+        notes = (*notes, *input_layout.settle(model, side.layouts))
+    without = [f"input {name} does not affect any output and is no input of the graph" for name in unused]
     exported = renamed(model)
     operations = [(node.op, node.name) for node in frozen.graph.node]
     found = layers.of_tensorflow(operations, keras, exported)
     specs = [replace(spec, shape=bound.shapes[spec.name]) for spec in frozen.inputs]
 
     def check(file: Path) -> dict[str, Any]:
-        from trtrecipe.truth import check, culprit
+        from trtrecipe.truth import check, culprit, engine_side
 
         def blame(feeds: Mapping[str, Any], tolerance: float) -> str | None:
-            return culprit.first(frozen, exported, found, feeds, tolerance)
+            return culprit.first(frozen, exported, found, side.arrays(feeds), tolerance, feeds)
 
-        return check.check(exported.model, file, specs, source(), params.sizes, params.tolerance, blame)
+        against = engine_side.as_engine(source(), side)
+        return check.check(exported.model, file, specs, against, params.sizes, params.tolerance, blame)
 
-    return _Exported(exported.model, found, [*bound.notes, *notes, *dropped], check)
+    said = [*cut.note_dropped(dropped), *bound.notes, *notes, *without]
+    return _Exported(exported.model, found, said, check)
 
 
-def _asked(params: Params) -> dict[str, Any]:
-    """The recipe's inputs by the names that the graph will have."""
-    from trtrecipe.graphs.frozen_graph import plain
+def frozen_source(params: Params, path: Path, folder: Path) -> tuple[Frozen, EngineSide]:
+    """What a TensorFlow model is exported from: its frozen graph with the engine's names, and how these differ.
 
-    return {plain(name) if params.format == "frozen_graph" else name: spec for name, spec in params.inputs.items()}
+    `path` is what fetch made, `folder` an empty one. Raises StepError as `run`.
+    """
+    return _frozen(params, path, folder)[:2]
 
 
 def _frozen(
-    params: Params, asked: Mapping[str, Any], path: Path, folder: Path
-) -> tuple[Frozen, list[str], Callable[[], Source]]:
-    """The frozen graph, the paths of its Keras layers where the file names them, and what makes the source runnable."""
+    params: Params, path: Path, folder: Path
+) -> tuple[Frozen, EngineSide, list[str], Callable[[], Source], Sequence[str]]:
+    """The frozen graph with the engine's names and how these differ, the paths of its Keras layers where the file names
+    them, what makes the source runnable, and inputs that `params.outputs` does without."""
+    from trtrecipe.graphs import engine_side, frozen_interface
+    from trtrecipe.truth import tensorflow_source
+
+    frozen, keras, source = _read_frozen(params, path, folder)
+    dropped: Sequence[str] = ()
+    if params.outputs and params.format != "frozen_graph":
+        ended = frozen_interface.cut_at(frozen, params.outputs)
+        frozen, dropped = ended.frozen, ended.dropped
+        if ended.inner or dropped:  # the model itself gives no such outputs, or takes more
+            read = frozen
+            source = lambda _: tensorflow_source.of_graph(read)  # noqa: E731
+    own = frozen
+    rename = _rename(params)
+    side = engine_side.of(
+        own.inputs, list(own.outputs), params.inputs, rename, lambda name: frozen_interface.layout(own, name)
+    )
+    called = frozen_interface.renamed(own, {**side.inputs, **side.outputs})
+    return called, side, keras, lambda: source(own), dropped
+
+
+def _rename(params: Params) -> dict[str, str]:
+    """What the recipe renames, by the names that the model's inputs and outputs have here."""
+    from trtrecipe.graphs.frozen_graph import plain
+
+    return {plain(old) if params.format == "frozen_graph" else old: new for old, new in params.rename.items()}
+
+
+def _read_frozen(params: Params, path: Path, folder: Path) -> tuple[Frozen, list[str], Callable[[Frozen], Source]]:
+    """The frozen graph as the model has it, its Keras layers, and what makes the source runnable for such a graph."""
     from trtrecipe.graphs import from_keras, frozen_graph, keras_file, layers, saved_model
     from trtrecipe.truth import tensorflow_source
 
+    olds = {new: old for old, new in params.rename.items()}
+    asked = {olds.get(name, name): spec for name, spec in params.inputs.items()}
     ranks = {name: len(spec["shape"]) for name, spec in asked.items() if spec.get("shape")}
     if params.format == "frozen_graph":
-        frozen = frozen_graph.freeze(path, list(params.inputs), params.outputs, ranks)
-        return frozen, [], lambda: tensorflow_source.of_graph(frozen)
+        ranks = {frozen_graph.plain(name): rank for name, rank in ranks.items()}
+        frozen = frozen_graph.freeze(path, list(asked), params.outputs, ranks)
+        return frozen, [], tensorflow_source.of_graph
     if params.format in ("keras", "h5"):
         file = keras_file.read_archive(path) if params.format == "keras" else keras_file.read_hdf5(path)
         suffix = ".keras" if params.format == "keras" else ".h5"
         saved = from_keras.to_saved_model(path, file, suffix, folder)
         frozen = saved_model.freeze(saved.folder, ranks=ranks)
-        return frozen, layers.of_keras(file.config), lambda: tensorflow_source.of_keras(saved.run)
+        return frozen, layers.of_keras(file.config), lambda _: tensorflow_source.of_keras(saved.run)
     root = saved_model.unpack(path, folder)
     frozen = saved_model.freeze(root, params.signature, params.tags, ranks)
-    return frozen, [], lambda: tensorflow_source.of_saved_model(root, params.signature, params.tags, frozen)
+    return frozen, [], lambda own: tensorflow_source.of_saved_model(root, params.signature, params.tags, own)
 
 
 def _settle(model: ModelProto, bound: Mapping[str, tuple[int | str, ...]]) -> None:

@@ -27,6 +27,7 @@ NUMERIC = True
 SCHEMA = "trtrecipe/search/v1"
 TOP = 20
 """Rows of the ranking that are measurements, beside those of kept nodes; the report has them all."""
+_NAMED = 8
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, A
         if not found.complete:
             notes.append("search: fewer layers might do, but the search for them was ended after its share of trials")
     kept = found.kept if found else ()
-    notes.insert(0, _summary(kept, len(ranking), params.fallback))
+    notes.insert(0, _summary(kept, len(ranking), params.fallback, bool(trials.base)))
     rows = [
         {"rank": number, "node": each.node, "operator": each.operator, "damage": each.damage, "kept": each.node in kept}
         for number, each in enumerate(ranking, start=1)
@@ -295,8 +296,11 @@ def _missed(evaluation: _Evaluation) -> str:
     return "; ".join(str(limit) for limit in evaluation.limits if limit.status != "met")
 
 
-def _summary(kept: Sequence[str], ranked: int, fallback: str) -> str:
+def _summary(kept: Sequence[str], ranked: int, fallback: str, beside: bool) -> str:
+    """`beside`: whether the recipe keeps layers itself."""
     if not kept:
-        return "search: the gates are met with every layer in INT8; nothing is kept"
+        other, more = ("other ", "more ") if beside else ("", "")
+        return f"search: the gates are met with every {other}layer in INT8; nothing {more}is kept"
     stay = "layers is" if len(kept) == 1 else "layers are"
-    return f"search: {len(kept)} of {ranked} {stay} kept in {fallback.upper()}: {', '.join(kept)}"
+    more = f" and {len(kept) - _NAMED} more" if len(kept) > _NAMED else ""
+    return f"search: {len(kept)} of {ranked} {stay} kept in {fallback.upper()}: {', '.join(kept[:_NAMED])}{more}"

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-VERSION = 1
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+VERSION = 2
 OUTPUTS = {"table": "calibration.table"}
 NUMERIC = False  # divisions of float32 and nothing else: the same everywhere
+
+_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -25,27 +30,48 @@ def tools(params: Params) -> tuple[str, ...]:
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, Any]:
-    """With "onnx" (lowered), "scales" → the table; measures its tensors, notes those that were always 0.
+    """With "onnx" (lowered), "scales" → the table; measures its tensors, notes those without a line or always 0.
 
-    A line for each FP32 activation of the graph, inputs first, then in the order of nodes. Raises StepError listing the
-    activations that the scales lack, and for a TensorRT version that takes no table.
+    A line for each FP32 activation of the graph that has a range, inputs first, then in the order of nodes. Scales are
+    those of the Q/DQ form; those of a table that was given stay as they are. Raises StepError where the scales are not
+    of this graph, and for a TensorRT version that takes no table.
     """
+    from trtrecipe.errors import StepError
     from trtrecipe.graphs import files
     from trtrecipe.quant import scales, table
 
     table.version_number(params.tensorrt)  # refused before anything is read
-    thresholds = scales.load(inputs["scales"]).thresholds
-    names = _activations(files.load(inputs["onnx"]), thresholds)
-    _require(names, thresholds)
+    given = scales.load(inputs["scales"])
+    model = files.load(inputs["onnx"])
+    every = _activations(model, given.thresholds)
+    names = [name for name in every if name in given.thresholds]
+    if not names:
+        raise StepError("the graph has no FP32 tensors, so there is nothing to quantize", "use precision.mode fp16")
+    thresholds = given.thresholds if given.method == "table" else _settled(model, names, given.thresholds)
     values = scales.scale_of([thresholds[name] for name in names]).tolist()
     made = table.Table(params.tensorrt, table.ENTROPY_2, dict(zip(names, values, strict=True)))
     (out / OUTPUTS["table"]).write_bytes(table.dump(made))
     dead = [name for name in names if thresholds[name] == 0]
     notes = [f"tensor {name} was 0 in every calibration sample; its scale is 1" for name in dead]
-    return {"tensors": len(names), "notes": notes}
+    return {"tensors": len(names), "notes": [*_missing(every, names), *notes]}
 
 
-def _activations(model: Any, thresholds: Mapping[str, float]) -> list[str]:
+def _settled(model: ModelProto, names: Sequence[str], thresholds: Mapping[str, float]) -> dict[str, float]:
+    """The thresholds that Q/DQ get, and those of the tensors that copies join with them the same."""
+    from trtrecipe.quant import copies
+    from trtrecipe.quant.overview import overview
+    from trtrecipe.quant.qdq import settle
+    from trtrecipe.quant.sites import find_sites
+
+    settled = settle(find_sites(model), thresholds)
+    found = {**thresholds, **settled}
+    for group in copies.shared(overview(model), names):
+        if paired := [settled[name] for name in group if name in settled]:
+            found.update(dict.fromkeys(group, max(paired)))
+    return found
+
+
+def _activations(model: ModelProto, thresholds: Mapping[str, float]) -> list[str]:
     """Names of the main graph's FP32 tensors that are no constants, inputs first, then in the order of nodes.
 
     A tensor whose type cannot be inferred is one of them when it was calibrated.
@@ -73,15 +99,13 @@ def _activations(model: Any, thresholds: Mapping[str, float]) -> list[str]:
     return found
 
 
-def _require(names: list[str], thresholds: Mapping[str, float]) -> None:
-    from trtrecipe.errors import StepError
-    from trtrecipe.graphs.sound import listed
-
-    if missing := [name for name in names if name not in thresholds]:
-        raise StepError(
-            f"{len(missing)} of the graph's {len(names)} FP32 tensors have no calibrated range, so that TensorRT could "
-            "not quantize the layers around them:\n" + listed(missing),
-            "calibrate the same graph that the table is for; scales from a table must be of this network",
-        )
-    if not names:
-        raise StepError("the graph has no FP32 tensors, so there is nothing to quantize", "use precision.mode fp16")
+def _missing(every: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Of tensors that were not finite in calibration, and of those that came into the graph after it."""
+    missing = [name for name in every if name not in set(names)]
+    if not missing:
+        return []
+    more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+    return [
+        f"{len(missing)} of the graph's {len(every)} FP32 tensors have no calibrated range and no line in the table, "
+        f"so that TensorRT does not quantize the layers around them: {', '.join(missing[:_SHOWN])}{more}"
+    ]

@@ -40,14 +40,22 @@ class _Layer:
 
 
 def first(
-    frozen: Frozen, exported: Renamed, layers: Layers, feeds: Mapping[str, Array], tolerance: float
+    frozen: Frozen,
+    exported: Renamed,
+    layers: Layers,
+    feeds: Mapping[str, Array],
+    tolerance: float,
+    taken: Mapping[str, Array] | None = None,
 ) -> str | None:
-    """The first layer whose values differ, in words; None where none can be named."""
+    """The first layer whose values differ, in words; None where none can be named.
+
+    `feeds` are what the frozen graph takes, `taken` what the exported one does where its inputs' layouts are others.
+    """
     model = exported.model
     if model.ByteSize() >= _LARGEST:
         return None
     known = {value.name for value in model.graph.input}
-    given = {name: value for name, value in feeds.items() if name in known}
+    given = {name: value for name, value in (taken or feeds).items() if name in known}
     if _agrees(frozen, model, feeds, given, tolerance):
         return "the graph with its values, as it was read from the model before the conversion, differs already"
     order = _layers(frozen, exported.layers)

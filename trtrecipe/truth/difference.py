@@ -74,6 +74,11 @@ class Difference:
         largest = max(size for _, size in self._rows)
         return max(gap / (max(size, _FLOOR * largest) or 1.0) for gap, size in self._rows)
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether several samples all gave the same values."""
+        return len(self._rows) > 1 and not self.varies
+
     def document(self) -> dict[str, Any]:
         """For measurements."""
         return {"max_abs": self.max_abs, "relative": self.relative, "cosine": self.cosine}

@@ -51,6 +51,8 @@ def _follow(node: NodeProto, taken: dict[str, set[str]], computed: dict[str, set
     depends = set().union(*(computed.get(name, ()) for name in read))
     if node.op_type not in _PASSES_ON or any(True for _ in subgraphs(node)):
         holds, depends = set(), holds | depends
+    if node.op_type == "Where":  # indices below zero are counted from the end that way: where(i < 0, i + length, i)
+        depends -= holds
     for name in node.output:
         if holds:
             taken[name] = holds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trtrecipe.data.preprocess import Array
 
@@ -14,8 +14,9 @@ Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 @dataclass(frozen=True)
 class Source:
     """`what`: in words, to follow "the exported graph does not compute what". `run` None: it cannot be run, as `notes`
-    say."""
+    say. `steps`: output → the distance of its neighbouring values, of outputs that the source computes in 8 bits."""
 
     what: str
     run: Run | None
     notes: tuple[str, ...] = ()
+    steps: Mapping[str, float] = field(default_factory=dict)
