@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from onnx import GraphProto, ModelProto, TensorProto, helper, numpy_helper, parser
 
 from trtrecipe.errors import StepError
+from trtrecipe.graphs import from_onnx
 from trtrecipe.graphs.canonical import canonical
 from trtrecipe.graphs.names import LayerNames, Unique, cleaned, is_added, is_generated, rename_interface
 
@@ -314,3 +316,182 @@ def test_interface_names_where_tensors_coincide() -> None:
     np.testing.assert_array_equal(first, [0, -2])
     np.testing.assert_array_equal(second, first)
     np.testing.assert_array_equal(same, [-1, 2])
+
+
+# --- bodies, duplicates, functions
+
+
+@st.composite
+def nested(draw: st.DrawFn) -> ModelProto:
+    """A chain of loops and branches on floats [2,3], some inside others, whose bodies read what is outside of them."""
+    count = iter(range(1000))
+
+    def piece(visible: list[str], depth: int) -> tuple[list[onnx.NodeProto], list[TensorProto], str]:
+        """Nodes and constants of a graph that sees `visible`, and its result."""
+        seen, nodes, constants = list(visible), [], []
+        for _ in range(draw(st.integers(1, 3))):
+            kind = draw(st.sampled_from(["Add", "Mul", "Neg", "constant", *(["If", "Loop"] if depth else [])]))
+            name = f"{kind}__{next(count)}"
+            x, y = (draw(st.sampled_from(seen)) for _ in range(2))
+            if kind == "constant":
+                value = np.full((2, 3), draw(st.sampled_from([-1.0, 0.5])), np.float32)
+                if draw(st.booleans()):
+                    constants.append(numpy_helper.from_array(value, name))
+                else:
+                    tensor = numpy_helper.from_array(value, f"t__{next(count)}")
+                    nodes.append(helper.make_node("Constant", [], [name], name, value=tensor))
+            elif kind in ("Add", "Mul"):
+                nodes.append(helper.make_node(kind, [x, y], [name], name))
+            elif kind == "Neg":
+                nodes.append(helper.make_node(kind, [x], [name], name))
+            elif kind == "If":
+                bodies = [body(seen, depth - 1, []) for _ in range(2)]
+                nodes.append(
+                    helper.make_node(kind, ["flag"], [name], name, then_branch=bodies[0], else_branch=bodies[1])
+                )
+            else:
+                nodes.append(helper.make_node(kind, ["rounds", "", x], [name], name, body=body(seen, depth - 1, [x])))
+            seen.append(name)
+        return nodes, constants, seen[-1]
+
+    def body(visible: list[str], depth: int, carried: list[str]) -> GraphProto:
+        inputs, more, first = [], [], None
+        if carried:
+            round_name, going, first = (f"{role}__{next(count)}" for role in ("round", "going", "state"))
+            inputs = [
+                helper.make_tensor_value_info(round_name, TensorProto.INT64, []),
+                helper.make_tensor_value_info(going, TensorProto.BOOL, []),
+                helper.make_tensor_value_info(first, TensorProto.FLOAT, [2, 3]),
+            ]
+            more = [helper.make_node("Identity", [going], [f"on__{next(count)}"], f"Identity__{next(count)}")]
+        nodes, constants, result = piece([*visible, *([first] if first else [])], depth)
+        end = f"end__{next(count)}"
+        nodes.append(helper.make_node("Add", [result, first or visible[0]], [end], f"Add__{next(count)}"))
+        outputs = [helper.make_tensor_value_info(end, TensorProto.FLOAT, [2, 3])]
+        if more:
+            outputs.insert(0, helper.make_tensor_value_info(more[0].output[0], TensorProto.BOOL, []))
+        return helper.make_graph([*more, *nodes], f"b__{next(count)}", inputs, outputs, constants)
+
+    nodes, constants, result = piece(["x"], 2)
+    nodes.append(helper.make_node("Add", [result, "x"], ["y"], "end/Add"))
+    constants.append(numpy_helper.from_array(np.int64(2), "rounds"))
+    value = helper.make_tensor_value_info
+    ends = [value("x", TensorProto.FLOAT, [2, 3]), value("flag", TensorProto.BOOL, [])]
+    graph = helper.make_graph(nodes, "g", ends, [value("y", TensorProto.FLOAT, [2, 3])], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+
+def in_other_words(model: ModelProto, random: random.Random) -> ModelProto:
+    """The same with other generated names, in another order, some constants twice or written the other way."""
+    other = ModelProto()
+    other.CopyFrom(model)
+    names: dict[str, str] = {}
+
+    def renamed(name: str) -> str:
+        if "__" not in name:
+            return name
+        return names.setdefault(name, f"{name.partition('__')[0]}__{5000 + len(names) * 7 + random.randrange(7)}")
+
+    def change(graph: GraphProto) -> None:
+        for node in graph.node:
+            node.name = renamed(node.name)
+            node.input[:] = [renamed(name) for name in node.input]
+            node.output[:] = [renamed(name) for name in node.output]
+            node.doc_string = str(random.random())
+            for attribute in node.attribute:
+                if attribute.type == onnx.AttributeProto.GRAPH:
+                    change(attribute.g)
+        for value in (*graph.input, *graph.output, *graph.initializer):
+            value.name = renamed(value.name)
+        graph.name = f"g{random.randrange(1000)}"
+        constants = [node for node in graph.node if node.op_type == "Constant"]
+        for node in constants:
+            if random.random() < 0.5:  # a constant as an initializer
+                tensor = TensorProto()
+                tensor.CopyFrom(node.attribute[0].t)
+                tensor.name = node.output[0]
+                graph.initializer.append(tensor)
+                graph.node.remove(node)
+        for tensor in list(graph.initializer):
+            readers = [node for node in graph.node if tensor.name in node.input]
+            if readers and random.random() < 0.5:  # one reader gets a copy
+                copy = TensorProto()
+                copy.CopyFrom(tensor)
+                copy.name = renamed(f"copy__{tensor.name}")
+                graph.initializer.append(copy)
+                reader = random.choice(readers)
+                reader.input[:] = [copy.name if name == tensor.name else name for name in reader.input]
+        items = list(graph.initializer)
+        random.shuffle(items)
+        del graph.initializer[:]
+        graph.initializer.extend(items)
+        _shuffle(graph, random)
+
+    change(other.graph)
+    return other
+
+
+def _shuffle(graph: GraphProto, random: random.Random) -> None:
+    """Another order in which every node still comes after what it reads, in bodies too."""
+
+    def reads(node: onnx.NodeProto) -> set[str]:
+        inner = [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
+        return set(node.input).union(*(reads(each) for body in inner for each in body.node))
+
+    left, made = list(graph.node), {name for node in graph.node for name in node.output}
+    order: list[onnx.NodeProto] = []
+    done: set[str] = set()
+    while left:
+        ready = [node for node in left if not (reads(node) & made) - done]
+        node = random.choice(ready)
+        left.remove(node)
+        order.append(node)
+        done.update(node.output)
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in order]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+@settings(max_examples=60, deadline=None)
+@given(nested(), st.randoms(use_true_random=False))
+def test_bodies_have_one_form_too(model: ModelProto, random: random.Random) -> None:
+    other = in_other_words(model, random)
+    first = canonical(model, rename=True)
+    assert data(canonical(other, rename=True)) == data(first)
+    for flag in (True, False):
+        feeds = {"x": np.arange(6, dtype=np.float32).reshape(2, 3), "flag": np.array(flag)}
+        feeds = {value.name: feeds[value.name] for value in model.graph.input}
+        for given_graph in (model, other):
+            np.testing.assert_array_equal(run(given_graph, feeds)[0], run(first, feeds)[0])
+
+
+@settings(max_examples=30, deadline=None)
+@given(nested(), st.randoms(use_true_random=False))
+def test_given_names_stay_and_order_does_not_matter(model: ModelProto, random: random.Random) -> None:
+    other = ModelProto()
+    other.CopyFrom(model)
+    _shuffle(other.graph, random)
+    first = canonical(model)
+    assert data(canonical(other)) == data(first) == data(canonical(first))
+    assert {node.name for node in first.graph.node} <= {node.name for node in model.graph.node}
+
+
+def test_functions_are_written_out_in_whatever_order_they_come(tmp_path: Path) -> None:
+    text = (
+        '<ir_version: 8, opset_import: ["" : 13, "local" : 1]> '
+        "g (float[2] x) => (float[2] y) { t = local.twice(x) y = local.less(t) } "
+        '<domain: "local", opset_import: ["" : 13]> twice (a) => (b) { one = Add(a, a) b = Neg(one) } '
+        '<domain: "local", opset_import: ["" : 13, "local" : 1]> less (a) => (b) { one = local.twice(a) b = Abs(one) }'
+    )
+    found = set()
+    for reverse in (False, True):
+        model = parser.parse_model(text)
+        if reverse:
+            functions = list(model.functions)[::-1]
+            del model.functions[:]
+            model.functions.extend(functions)
+        onnx.save(model, tmp_path / "model.onnx")
+        read = canonical(from_onnx.at_opset(from_onnx.read(tmp_path / "model.onnx"), 13))
+        assert not read.functions and [node.op_type for node in read.graph.node] == ["Add", "Neg", "Add", "Neg", "Abs"]
+        found.add(data(read))
+    assert len(found) == 1

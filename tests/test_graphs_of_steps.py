@@ -83,9 +83,10 @@ ALLOWED = {
     "recipe": {"targets"},
     "targets": {"recipe"},  # for typing alone
     "store": set(),
-    "steps": {"graphs", "data", "quant", "targets", "engines", "device"},
+    "steps": {"graphs", "data", "quant", "targets", "engines", "preflight", "device"},
     "quant": {"engines", "data", "graphs"},
     "engines": {"data", "graphs"},
+    "preflight": {"graphs", "targets"},
     "graphs": set(),
     "data": {"graphs"},
     "device": {"targets"},

@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from support.projects import Project, make_project
 
 from trtrecipe.cli.recipes import load_all
+from trtrecipe.cli.render import said_once
 from trtrecipe.errors import Problem
 from trtrecipe.plan import resolve
-from trtrecipe.plan.graph import Step
+from trtrecipe.plan.graph import Step, StepOutput
 from trtrecipe.plan.machine import Gpu, Machine
 from trtrecipe.plan.pipeline import build_graph
+from trtrecipe.plan.reason import changes
 from trtrecipe.plan.resolve import Resolver
 from trtrecipe.plan.sources import ModelSource
 from trtrecipe.store.store import Missing
@@ -156,8 +158,8 @@ def test_fp16_takes_the_ranges_alone_unless_int8_is_a_candidate_beside_it(projec
     ranges = steps["small:calibrate@ranges"]
     assert (ranges.params["tensors"], ranges.params["method"]) == ("ranges", None)
     assert steps["small:calibrate"].params["tensors"] == "quantized"
-    scales = {name: step.inputs["scales"].step for name, step in steps.items() if step.kind == "convert"}
-    assert set(scales.values()) == {"small:calibrate", "small:calibrate@ranges"} and len(scales) == 2
+    scales = [step.inputs["scales"] for step in steps.values() if step.kind == "convert"]
+    assert set(scales) >= {StepOutput("small:calibrate", "scales"), StepOutput("small:calibrate@ranges", "scales")}
 
 
 def test_the_fallback_is_nothing_to_lower_where_nothing_is_kept(project: Project) -> None:
@@ -184,3 +186,25 @@ def test_an_int8_target_without_gpu_is_judged_by_its_graph_and_not_timed(project
 def test_a_latency_gate_that_nothing_here_can_measure_is_pending(project: Project) -> None:
     project.change_recipe(lambda recipe: recipe.update(targets=["rtx"], gates={"latency_ms": {"p99": 1.0}}))
     assert "needs a GPU" in (steps_of(project)["small:benchmark@rtx"].pending or "")
+
+
+def test_what_changed_is_said_as_recipes_have_it() -> None:
+    """Whatever the order of keys, which a record does not keep, and without what is not set."""
+    old: dict[str, Any] = {"params": {"keep": [{"between": None, "layers": None, "operators": ["Add", "Mul"]}]}}
+    new = {"params": {"keep": [{"operators": ["Add"], "layers": None, "precision": "fp32"}], "dims": {"n": {"max": 4}}}}
+    assert [reason.text for reason in changes(old, new, {})] == [
+        "dims: not set -> {n: {max: 4}}",
+        "keep: [{operators: [Add, Mul]}] -> [{operators: [Add], precision: fp32}]",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("remarks", "lines"),
+    [
+        ([("a", "x"), ("b", "x")], ["all: x"]),
+        ([("a", "x"), ("a", "x")], ["a: x"]),
+        ([("a", "y"), ("b", "x"), ("a", "x"), ("c", "y")], ["a, c: y", "b, a: x"]),
+    ],
+)
+def test_what_holds_for_several_is_said_once(remarks: list[tuple[str, str]], lines: list[str]) -> None:
+    assert list(said_once(remarks, ["a", "b"])) == lines

@@ -14,7 +14,7 @@ import pytest
 from onnx import parser
 
 from trtrecipe.errors import StepError
-from trtrecipe.graphs import keep, layers
+from trtrecipe.graphs import files, keep, layers
 from trtrecipe.graphs.canonical import canonical
 from trtrecipe.steps import lower
 from trtrecipe.targets.catalog import load_catalog
@@ -42,89 +42,101 @@ def _run(model: onnx.ModelProto, feeds: dict[str, Any]) -> list[Any]:
     return list(session.run(None, feeds))
 
 
-@pytest.mark.parametrize("dialect", sorted(load_catalog().dialects))
-def test_every_dialect_takes_a_plain_graph(dialect: str, tmp_path: Path) -> None:
+def _target(dialect: str) -> dict[str, Any]:
     facts = load_catalog().dialects[dialect]
-    model = _lower(
-        PLAIN,
-        tmp_path,
-        dialect=dialect,
-        opset_max=facts.opset_max,
-        operators_from=facts.operators_from,
-        assumed=facts.assumed,
-    )
-    assert model.opset_import[0].version == min(17, facts.opset_max)
+    return {
+        "dialect": dialect,
+        "opset_max": facts.opset_max,
+        "tensorrt": facts.tensorrt,
+        "operators_from": facts.operators_from,
+    }
+
+
+@pytest.mark.parametrize("dialect", [name for name, each in load_catalog().dialects.items() if each.opset_max])
+def test_every_dialect_takes_a_plain_graph(dialect: str, tmp_path: Path) -> None:
+    model = _lower(PLAIN, tmp_path, **_target(dialect))
+    assert model.opset_import[0].version == min(17, load_catalog().dialects[dialect].opset_max)
     onnx.checker.check_model(model, full_check=True)
 
 
-def test_operators_that_a_parser_lacks_are_all_named(tmp_path: Path) -> None:
+def test_everything_in_the_way_is_named_at_once(tmp_path: Path) -> None:
     text = HEAD + (
-        "g (float[4] x) => (float[4] y, int64[4] z) { a = Bernoulli(x) b = Bernoulli(a) c = Relu(b) "
-        'y = Sigmoid(c) i = Cast<to = 7>(y) z = BitShift<direction = "LEFT">(i, i) }'
+        "g (float[4] x) => (float[4] y, int64[A,B] z) { a = Bernoulli(x) b = Bernoulli(a) c = Relu(b) "
+        "y = Sigmoid(c) z = NonZero(y) }"
     )
     with pytest.raises(StepError) as caught:
-        _lower(text, tmp_path, dialect="trt-8.2", opset_max=13, operators_from="8.2")
-    assert "TensorRT 8.2 does not support" in caught.value.message
-    assert "Bernoulli: a, b" in caught.value.message and "BitShift: z" in caught.value.message
+        _lower(text, tmp_path, **_target("trt-8.2"))
+    assert caught.value.message.startswith("TensorRT 8.2 does not take this model:")
+    assert "Bernoulli: not supported: a, b" in caught.value.message
+    assert "NonZero: not supported: z; TensorRT 8.5 takes it" in caught.value.message
     assert "Relu" not in caught.value.message
     assert not (tmp_path / "model.onnx").exists()
 
 
-def test_an_assumed_table_is_called_that() -> None:
-    model = parser.parse_model(PLAIN)
-    lower.check_operators(model, {"Relu": True, "Sigmoid": True}, "TensorRT 8.4", True)
-    with pytest.raises(StepError, match=r"TensorRT 8\.4, the nearest release with a published list, does not support"):
-        lower.check_operators(model, {"Relu": True, "Sigmoid": False}, "TensorRT 8.4", True)
-    with pytest.raises(StepError, match="Sigmoid: y"):
-        lower.check_operators(model, {"Relu": True}, "TensorRT 8.4", False)
+def test_the_layers_of_what_is_in_the_way(tmp_path: Path) -> None:
+    model = parser.parse_model(HEAD + "g (float[4] x) => (float[4] y) { y = Bernoulli(x) }")
+    model.graph.node[0].name = "net/drop/y"
+    (tmp_path / "in.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(StepError, match=r"Bernoulli: not supported: net/drop/y \(layer net/drop\)"):
+        _run_step(tmp_path, {"net": ["net/drop/y"], "net/drop": ["net/drop/y"]}, **_target("trt-8.2"))
 
 
-def test_many_nodes_make_a_short_message() -> None:
-    body = "".join(f"t{i + 1} = Neg(t{i}) " for i in range(50)).replace("t0)", "x)").replace("t50 ", "y ")
-    model = parser.parse_model(HEAD + "g (float[1] x) => (float[1] y) { " + body + "}")
-    with pytest.raises(StepError, match="Neg: t1, t2, t3 and 47 more") as caught:
-        lower.check_operators(model, {}, "TensorRT 8.2", False)
-    assert len(caught.value.message.splitlines()) == 2
-
-
-def test_operators_inside_bodies_count() -> None:
-    model = parser.parse_model(
-        HEAD + "g (float[1] x, bool c) => (float[1] y) { y = If(c) <then_branch = t () => (float[1] a) { a = Erf(x) }, "
-        "else_branch = e () => (float[1] b) { b = Neg(x) }> }"
-    )
-    with pytest.raises(StepError, match="Erf: a"):
-        lower.check_operators(model, {"If": True, "Neg": True}, "TensorRT 8.2", False)
+def test_an_assumed_table_is_called_that(tmp_path: Path) -> None:
+    (tmp_path / "in.onnx").write_bytes(parser.parse_model(PLAIN).SerializeToString())
+    notes = _run_step(tmp_path, **_target("trt-10.3"))
+    assert notes == ["no list of operators is known for trt-10.3: that of TensorRT 10.1 was assumed"]
+    assert _run_step(tmp_path, **_target("trt-10.16")) == []
 
 
 def test_reciprocal_where_only_division_is_listed(tmp_path: Path) -> None:
-    text = HEAD.replace("17", "13") + (
-        "g (float[N,2] x, double[1] d, bool c) => (float[N,2] y, double[1] e, float[N,2] z) { y = Reciprocal(x) "
-        "e = Reciprocal(d) z = If(c) <then_branch = t () => (float[N,2] a) { r = Reciprocal(x) a = Reciprocal(r) }, "
-        "else_branch = f () => (float[N,2] b) { r = Cast<to = 11>(x) s = Reciprocal(r) b = Cast<to = 1>(s) }> }"
+    text = HEAD + (
+        "g (float[N,2] x, bool c) => (float[N,2] y, float[N,2] z) { y = Reciprocal(x) "
+        "z = If(c) <then_branch = t () => (float[N,2] a) { r = Reciprocal(x) a = Reciprocal(r) }, "
+        "else_branch = f () => (float[N,2] b) { b = Neg(x) }> }"
     )
     (tmp_path / "in.onnx").write_bytes(parser.parse_model(text).SerializeToString())
-    notes = _run_step(tmp_path, dialect="trt-8.2", opset_max=13, operators_from="8.2")
-    assert notes == ["Reciprocal is not in the target's list of operators: 5 written as Div"]
+    notes = _run_step(tmp_path, **_target("trt-8.2"))
+    assert notes == [
+        "write-out-operators: Reciprocal is not among what TensorRT 8.2 takes: 3 written with other operators"
+    ]
     model = onnx.load(tmp_path / "model.onnx")
     onnx.checker.check_model(model, full_check=True)
-    x, d = np.array([[0.3, -7.0]], np.float32), np.array([3.0])
+    assert model.opset_import[0].version == 13
+    x = np.array([[0.3, -7.0]], np.float32)
     for condition in (True, False):
-        feeds = {"x": x, "d": d, "c": np.array(condition)}
+        feeds = {"x": x, "c": np.array(condition)}
         for lowered, given in zip(_run(model, feeds), _run(parser.parse_model(text), feeds), strict=True):
             np.testing.assert_allclose(lowered, given, rtol=1e-7)
-    assert "Reciprocal" in [n.op_type for n in _lower(text, tmp_path, operators_from="8.5").graph.node]
+    assert "Reciprocal" in [n.op_type for n in _lower(text, tmp_path, **_target("trt-8.5")).graph.node]
+    with pytest.raises(StepError, match="Reciprocal: not supported: y"):
+        _run_step(tmp_path, **_target("trt-8.2"), without_passes=["write-out-operators"])
 
 
-def test_an_opset_that_the_target_lacks(tmp_path: Path) -> None:
+def test_an_operator_above_the_opset_is_written_out(tmp_path: Path) -> None:
+    text = HEAD + "g (float[2,3] x) => (float[2,3] y) <float[3] s = {1, 1, 1}> { y = LayerNormalization(x, s) }"
+    lowered = _lower(text, tmp_path, **_target("trt-8.2"))
+    assert "LayerNormalization" not in [node.op_type for node in lowered.graph.node]
+    x = np.array([[1, 2, 4], [3, 3, 3]], np.float32)
+    np.testing.assert_allclose(_run(lowered, {"x": x})[0], _run(parser.parse_model(text), {"x": x})[0], atol=1e-6)
+    kept = _lower(text, tmp_path, **_target("trt-8.6"))
+    assert [node.op_type for node in kept.graph.node] == ["LayerNormalization"]
+
+
+def test_an_opset_that_a_target_without_a_table_lacks(tmp_path: Path) -> None:
     text = HEAD + "g (float[2,3] x) => (float[2,3] y) <float[3] s = {1, 1, 1}> { y = LayerNormalization(x, s) }"
     with pytest.raises(StepError, match="LayerNormalization y: the operator came with opset 17"):
-        _lower(text, tmp_path, dialect="trt-8.2", opset_max=13)
-    assert _lower(text, tmp_path, dialect="trt-8.5", opset_max=17).graph.node[0].op_type == "LayerNormalization"
+        _lower(text, tmp_path, opset_max=13)
+
+
+def test_a_graph_that_needs_nothing_keeps_its_bytes(tmp_path: Path) -> None:
+    files.save(canonical(parser.parse_model(PLAIN)), tmp_path / "in.onnx")
+    _run_step(tmp_path, **_target("trt-8.5"))
+    assert (tmp_path / "model.onnx").read_bytes() == (tmp_path / "in.onnx").read_bytes()
 
 
 def test_what_onnx_runtime_cannot_load_goes_no_further(tmp_path: Path) -> None:
     with pytest.raises(StepError, match="ONNX Runtime cannot load the graph"):
-        _lower(HEAD + "g (bfloat16[2] x) => (bfloat16[2] y) { y = Erf(x) }", tmp_path)
+        _lower(HEAD + "g (bfloat16[2] x) => (bfloat16[2] y) { y = Erf(x) }", tmp_path, opset_max=13)
     assert not (tmp_path / "model.onnx").exists()
 
 
@@ -169,8 +181,7 @@ def test_the_notes_name_the_nodes_of_each_precision(tmp_path: Path) -> None:
 
 def test_names_are_those_of_the_lowered_graph(tmp_path: Path) -> None:
     text = HEAD.replace("17", "13") + "g (float[N] x) => (float[N] y) { a = Relu(x) y = Reciprocal(a) }"
-    target = {"dialect": "trt-8.2", "opset_max": 13, "operators_from": "8.2"}
-    kept, _ = _kept(tmp_path, text, keep=[{"operators": ["Div"]}], mode="fp16", **target)
+    kept, _ = _kept(tmp_path, text, keep=[{"operators": ["Div"]}], mode="fp16", **_target("trt-8.2"))
     assert kept == {"y": "fp32"}
 
 

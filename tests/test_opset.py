@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx.version_converter
 import onnxruntime
 import pytest
 from onnx import ModelProto, parser
 
 from trtrecipe.errors import StepError
-from trtrecipe.graphs.opset import to_opset
+from trtrecipe.graphs.canonical import canonical
+from trtrecipe.graphs.files import opset
+from trtrecipe.graphs.opset import lower_opset, to_opset
+from trtrecipe.steps import export, fetch
 
 X = np.random.default_rng(3).standard_normal((1, 4, 6, 6)).astype(np.float32)
 
@@ -23,10 +28,10 @@ def build(version: int, body: str, constants: str = "", output: str = "float[A,B
     )
 
 
-def run(model: ModelProto) -> list[Any]:
+def run(model: ModelProto, feeds: dict[str, Any] | None = None) -> list[Any]:
     onnx.checker.check_model(model, full_check=True)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return list(session.run(None, {"x": X}))
+    return list(session.run(None, {"x": X} if feeds is None else feeds))
 
 
 @pytest.mark.parametrize(
@@ -62,17 +67,22 @@ def test_the_same_graph_one_opset_lower(version: int, body: str, constants: str)
     [
         (17, 13, "y = LayerNormalization(x, s)", "<float[6] s = {1,1,1,1,1,1}>", "operator came with opset 17"),
         (18, 17, 'y = Resize<mode = "linear", antialias = 1>(x, , z)', "<float[4] z = {1,1,1,1}>", "antialias 1 came"),
-        (17, 13, "s = Shape<start = 1>(x) y = Expand(x, s)", "", "start 1 came after opset 13"),
         (19, 18, 'y = Pad<mode = "wrap">(x, p)', "<int64[8] p = {0,0,1,1,0,0,1,1}>", "mode wrap came with opset 19"),
-        (18, 13, "y = Pad(x, p, v, a)", "<int64[2] p = {1,1}, float v = {0}, int64[1] a = {3}>", "it has 4 inputs"),
+        (
+            18,
+            13,
+            "a = Shape<start = 3, end = 4>(x) d = Sub(a, t) y = Pad(x, p, v, d)",
+            "<int64[2] p = {1,1}, float v = {0}, int64[1] t = {3}>",
+            "Pad y: it has 4 inputs",
+        ),
         (19, 13, "y = AveragePool<kernel_shape = [2, 2], dilations = [2, 2]>(x)", "", r"dilations \[2, 2\] came after"),
         (18, 13, "a, b, c = Split<axis = 2, num_outputs = 3>(x) y = Concat<axis = 1>(a, b, c)", "", None),
         (
             18,
             13,
-            "a, b, c, d = Split<axis = 3, num_outputs = 4>(x) y = Neg(a)",
+            "a, b, c, d, e = Split<axis = 3, num_outputs = 5>(x) y = Neg(a)",
             "",
-            "num_outputs 4 came after opset 13",
+            "num_outputs 5 came after opset 13",
         ),
         (14, 13, "y = Reshape<allowzero = 1>(x, t)", "<int64[4] t = {1,2,2,36}>", "allowzero 1 came after opset 13"),
     ],
@@ -129,3 +139,68 @@ def test_bodies_are_written_in_the_older_opset_too() -> None:
 def test_a_graph_that_is_low_enough_is_left_alone() -> None:
     model = build(13, "y = Relu(x)")
     assert to_opset(model, 17) is model
+
+
+@pytest.mark.parametrize(
+    ("version", "body", "constants"),
+    [
+        (15, "s = Shape<start = 1>(x) z = Expand(one, s) y = Add(x, z)", "<float[1] one = {1}>"),
+        (
+            17,
+            "s = Shape<start = -3, end = -1>(x) t = Concat<axis = 0>(b, s, d) y = Reshape(x, t)",
+            "<int64[1] b = {-1}, int64[1] d = {6}>",
+        ),
+        (17, "f = Shape(x) c = CastLike(f, x) y = Mul(x, c)", ""),
+        (18, "y = Pad(x, p, v, a)", "<int64[4] p = {1,0,2,3}, float v = {0.5}, int64[2] a = {3, -2}>"),
+        (18, "y = Pad(x, p, , a)", "<int64[2] p = {1,2}, int64[1] a = {3}>"),
+        (18, "a, b, c, d = Split<axis = 3, num_outputs = 4>(x) y = Concat<axis = 3>(b, a, c)", ""),
+    ],
+)
+def test_what_is_written_otherwise(version: int, body: str, constants: str) -> None:
+    if "Split" in body:
+        constants, body = "", body.replace("x)", "w)", 1)
+        body = "w = Concat<axis = 3>(x, x) v = Slice(w, z, n, m) " + body.replace("(w)", "(v)")
+        constants = "<int64[1] z = {0}, int64[1] n = {7}, int64[1] m = {3}>"
+    if "CastLike" in body:
+        body = body.replace("Mul(x, c)", "Mul(x, q)").replace("y =", "q = Reshape(c, to) y =")
+        constants = "<int64[4] to = {1, 4, 1, 1}>"
+    model = build(version, body, constants)
+    lowered = to_opset(model, 13)
+    assert opset(lowered) == 13
+    for before, after in zip(run(model), run(lowered), strict=True):
+        np.testing.assert_array_equal(before, after)
+    assert {node.output[0] for node in model.graph.node} - {node.output[0] for node in lowered.graph.node} <= {"f"}
+
+
+def test_an_obstacle_leaves_the_graph_as_it_is() -> None:
+    model = build(18, "a = Mish(x) s = Shape<start = 1>(a) z = Expand(one, s) y = Add(a, z)", "<float[1] one = {1}>")
+    before = model.SerializeToString(deterministic=True)
+    result, obstacles = lower_opset(model, 13)
+    assert result is model and model.SerializeToString(deterministic=True) == before
+    assert [(each.operator, each.node) for each in obstacles] == [("Mish", "a")]
+
+
+@pytest.fixture(scope="module")
+def transformer(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> ModelProto:
+    """The recipe's transformer as tf2onnx writes it at opset 17."""
+    folder = tmp_path_factory.mktemp("transformer")
+    source = repository / "recipes" / "transformer" / "model"
+    (folder / "fetched").mkdir()
+    fetch.run(fetch.Params("saved_model"), {"source": source}, folder / "fetched")
+    inputs = {"model": folder / "fetched" / fetch.OUTPUTS["model"]}
+    export.run(export.Params("saved_model", dims=[], opset=17), inputs, folder)
+    return onnx.load(folder / "model.onnx")
+
+
+@pytest.mark.parametrize("version", [17, 19, 21])
+def test_a_graph_that_tensorflow_made(version: int, transformer: ModelProto) -> None:
+    model = canonical(onnx.version_converter.convert_version(transformer, version))
+    lowered = to_opset(model, 13)
+    assert opset(lowered) == 13
+    value = model.graph.input[0].type.tensor_type
+    shape = [dim.dim_value or 1 for dim in value.shape.dim]
+    feeds = {model.graph.input[0].name: np.random.default_rng(5).standard_normal(shape).astype(np.float32)}
+    for before, after in zip(run(model, feeds), run(lowered, feeds), strict=True):
+        np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-6)
+    made = {name for node in model.graph.node for name in node.output}
+    assert made <= {name for node in lowered.graph.node for name in node.output}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -14,8 +15,13 @@ from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
 
 from trtrecipe.graphs import fold_constants as folding
+from trtrecipe.graphs import passes
+from trtrecipe.graphs.edit import all_nodes
+from trtrecipe.graphs.passes import simplified as simplified_by_name
 from trtrecipe.graphs.passes import simplify
-from trtrecipe.steps import prepare
+from trtrecipe.preflight import repairs
+from trtrecipe.recipe.model import PassName
+from trtrecipe.steps import lower, prepare
 
 HEAD = '<ir_version: 8, opset_import: ["" : 13]> '
 RANDOM = np.random.default_rng(7)
@@ -376,5 +382,131 @@ def test_the_step(tmp_path: Path) -> None:
     model = conv_model("y = Mul(t, c)", {"c": np.array(2.0)})
     (tmp_path / "in.onnx").write_bytes(model.SerializeToString())
     measured = prepare.run(prepare.Params(), {"onnx": tmp_path / "in.onnx"}, tmp_path)
-    assert measured == {"nodes": 1, "nodes_before": 2}
+    note = "passes that changed the graph (model.without_passes turns them off): affine"
+    assert measured == {"nodes": 1, "nodes_before": 2, "notes": [note]}
     assert operators(onnx.load(tmp_path / "model.onnx")) == ["Conv"]
+    measured = prepare.run(prepare.Params(["affine"]), {"onnx": tmp_path / "in.onnx"}, tmp_path)
+    assert measured == {"nodes": 2, "nodes_before": 2}
+
+
+# --- Passes by name
+
+
+NEEDED = {
+    "identities": ("a = Relu(x) b = Identity(a) y = Neg(b)", ""),
+    "unused-outputs": ("y, i = MaxPool<kernel_shape = [2, 2]>(x)", ""),
+    "merge-transposes": ("a = Transpose<perm = [0, 1, 3, 2]>(x) y = Transpose<perm = [0, 2, 1, 3]>(a)", ""),
+    "move-transposes": (
+        "a = Transpose<perm = [0, 2, 3, 1]>(x) b = Relu(a) y = Transpose<perm = [0, 3, 1, 2]>(b)",
+        "",
+    ),
+    "duplicates": ("a = Relu(x) b = Relu(x) y = Add(a, b)", ""),
+    "constants": ("c = Neg(k) y = Add(x, c)", "<float k = {2}>"),
+    "shapes": ("s = Shape(x) y = Reshape(x, s)", ""),
+    "mean-to-pool": ("y = ReduceMean<axes = [2, 3]>(x)", ""),
+}
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_a_pass_that_is_turned_off(name: str) -> None:
+    body, constants = NEEDED[name]
+    model = parser.parse_model(f"{HEAD} g (float[2,3,4,4] x) => (float[A,B,C,D] y) {constants} {{ {body} }}")
+    result, applied = simplified_by_name(model)
+    assert name in applied
+    off, applied = simplified_by_name(model, [name])
+    assert name not in applied
+    assert off.SerializeToString(deterministic=True) != result.SerializeToString(deterministic=True)
+    feeds = image(2, 3, 4, 4)
+    for expected, got in zip(run(model, feeds), run(off, feeds), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+def test_the_names_of_passes_are_the_same_everywhere(repository: Path) -> None:
+    named = {each.name: each.does for each in (*passes.PASSES, *repairs.REPAIRS)}
+    assert len(named) == len(passes.PASSES) + len(repairs.REPAIRS)
+    assert tuple(each.name for each in passes.PASSES) == prepare.PASSES
+    assert tuple(each.name for each in repairs.REPAIRS) == lower.PASSES
+    assert sorted(named) == sorted(get_args(PassName))
+    told = dict(re.findall(r"^\| ([a-z0-9-]+) \| (.+) \|$", (repository / "docs" / "passes.md").read_text(), re.M))
+    assert told == {**named, "pass": "it"}
+
+
+# --- Outputs that nobody reads
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("y, i = MaxPool<kernel_shape = [2, 2]>(x)", 1),
+        ("a, i = MaxPool<kernel_shape = [2, 2]>(x) f = Cast<to = 1>(i) y = Add(a, f)", 2),
+        ("y = If(c) <then_branch = t () => (float[A,B,C,D] p) "
+         "{ q, i = MaxPool<kernel_shape = [1, 1]>(x) p = Relu(q) }, "
+         "else_branch = e () => (float[A,B,C,D] r) { r = Neg(x) }>", 1),
+        ("a, b = Split<axis = 2>(x) y = Relu(a)", 2),
+    ],
+)  # fmt: skip
+def test_last_outputs_that_nobody_reads_go(body: str, expected: int) -> None:
+    model = parser.parse_model(f"{HEAD} g (float[2,3,4,4] x) => (float[A,B,C,D] y) <bool c = {{1}}> {{ {body} }}")
+    result = simplified(model, image(2, 3, 4, 4))
+    counts = [len(node.output) for node in all_nodes(result.graph) if node.op_type in ("MaxPool", "Split")]
+    assert counts == [expected]
+
+
+# --- Means of images
+
+
+@pytest.mark.parametrize(
+    ("version", "shape", "body", "constants", "expected"),
+    [
+        (13, "2,3,4,5", "y = ReduceMean<axes = [2, 3]>(x)", "", ["GlobalAveragePool"]),
+        (13, "2,3,4,5", "y = ReduceMean<axes = [-1, 2], keepdims = 0>(x)", "", ["GlobalAveragePool", "Squeeze"]),
+        (18, "2,3,4,5,6", "y = ReduceMean(x, a)", "<int64[3] a = {4, 2, 3}>", ["GlobalAveragePool"]),
+        (13, "2,3,4,5", "y = ReduceMean<axes = [1, 2]>(x)", "", ["ReduceMean"]),
+        (13, "2,3,4,5", "y = ReduceMean<axes = [2]>(x)", "", ["ReduceMean"]),
+        (13, "2,3,4", "y = ReduceMean<axes = [2]>(x)", "", ["ReduceMean"]),  # the features of a sequence
+        (13, "2,3,4,5", "y = ReduceMean(x)", "", ["ReduceMean"]),
+    ],
+)
+def test_a_mean_over_the_image_is_a_pool(
+    version: int, shape: str, body: str, constants: str, expected: list[str]
+) -> None:
+    axes = "A,B" if "keepdims = 0" in body else ",".join("ABCDE"[: shape.count(",") + 1])
+    model = parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : {version}]> g (float[{shape}] x) => (float[{axes}] y) '
+        f"{constants} {{ {body} }}"
+    )
+    result = simplified(model, image(*map(int, shape.split(","))))
+    assert operators(result) == expected
+
+
+def test_channels_last_means_become_pools_too() -> None:
+    model = parser.parse_model(
+        HEAD + "g (float[2,3,4,5] x) => (float[A,B] y) "
+        "{ a = Transpose<perm = [0, 2, 3, 1]>(x) y = ReduceMean<axes = [1, 2], keepdims = 0>(a) }"
+    )
+    assert operators(simplified(model, image(2, 3, 4, 5))) == ["GlobalAveragePool", "Squeeze"]
+
+
+# --- Names of dimensions
+
+
+@pytest.mark.parametrize(
+    ("body", "constants", "expected"),
+    [
+        ("s = Shape(x) z = ConstantOfShape(s) y = Concat<axis = 1>(x, z)", "", ["batch", 6]),
+        ("s = Shape(x) n = Gather<axis = 0>(s, k) t = Concat<axis = 0>(n, r) y = Expand(o, t)",
+         "<int64[1] k = {0}, int64[1] r = {7}, float o = {1}>", ["batch", 7]),
+        ("s = Shape(x) t = Mul(s, d) y = Expand(o, t)", "<int64[2] d = {2, 1}, float o = {1}>", [None, 3]),
+        ("y = Compress<axis = 0>(x, c)", "<bool[1] c = {1}>", [None, 3]),
+    ],
+)  # fmt: skip
+def test_open_axes_of_outputs(body: str, constants: str, expected: list[int | str | None]) -> None:
+    model = parser.parse_model(f"{HEAD} g (float[batch,3] x) => (float y) {constants} {{ {body} }}")
+    output = model.graph.output[0].type.tensor_type
+    for axis in range(2):
+        output.shape.dim.add()
+        if isinstance(expected[axis], int):
+            output.shape.dim[axis].dim_value = expected[axis]
+    result = simplified(model, image(1, 3))
+    sizes = [dim.dim_value or dim.dim_param or None for dim in result.graph.output[0].type.tensor_type.shape.dim]
+    assert sizes == expected

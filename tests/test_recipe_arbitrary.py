@@ -30,6 +30,7 @@ model:
   signature: serve
   tags: [serve, gpu]
   opset: 17
+  without_passes: [constants, sort-top-k]
   inputs: {image: {shape: [batch, 3, size, size], dtype: float32}}
   dims: {batch: {min: 1, opt: 2, max: 4}, size: {min: 8, opt: 8, max: 8}}
 precision:

@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from typer.exceptions import TyperException
 
-from trtrecipe.cli import build, cache, devices, doctor, explain, inspect, plan, recipes
+from trtrecipe.cli import build, cache, devices, doctor, explain, init, inspect, plan, recipes
 from trtrecipe.errors import InputError, Problem, TrtrecipeError
 
 INTERRUPTED = 130
@@ -24,6 +24,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.command("init")(init.init)
 app.command("validate")(recipes.validate)
 app.command("show")(recipes.show)
 app.command("plan")(plan.plan)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from trtrecipe.cli.recipes import Json, Recipes, Targets, load_all
-from trtrecipe.cli.render import present, print_json, short_path, size, table
+from trtrecipe.cli.render import present, print_json, said_once, short_path, size, table
 
 if TYPE_CHECKING:
     from trtrecipe.plan.graph import Graph
@@ -136,13 +136,9 @@ def _print(built: Built, recipe: RecipeResult) -> None:
             headers = ("RANK", "NODE", "OPERATOR", "DAMAGE", "DECISION")
             typer.echo(f"{name}: what INT8 does to each node, and which stay in {target.plan.target.float_precision}:")
             typer.echo(table(headers, _ranking(target.search["ranking"])))
-    said: dict[str, list[str]] = {}
-    for target in recipe.targets:
-        for label, text in _remarks(target):
-            said.setdefault(text, []).append(label)
-    everyone = [target.plan.target.id for target in recipe.targets]
-    for text, labels in said.items():
-        typer.echo(f"{'all' if labels == everyone and len(everyone) > 1 else ', '.join(labels)}: {text}")
+    remarks = (remark for target in recipe.targets for remark in _remarks(target))
+    for line in said_once(remarks, [target.plan.target.id for target in recipe.targets]):
+        typer.echo(line)
 
 
 def _remarks(result: TargetResult) -> Iterator[tuple[str, str]]:

@@ -15,12 +15,11 @@ from trtrecipe.errors import InputError, Problem, StepError
 
 _LARGEST_JSON = 256 << 20
 _LARGEST_GRAPH = 2 << 30  # of any protobuf file
-_KNOWN = "inspect shows ONNX graphs, scales.json and calibration tables"
+_KNOWN = (
+    "inspect shows models (ONNX, SavedModel, Keras, GraphDef, TFLite), scales.json, manifest.json, calibration tables"
+)
 _OTHERS = (  # offset, bytes, what starts so
     (0, b"ftrt", "a TensorRT engine"),
-    (4, b"TFL3", "a TFLite model"),
-    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras wrote models before 3.0"),
-    (0, b"PK\x03\x04", "a ZIP archive, such as a Keras model or an npz file"),
     (0, b"\x93NUMPY", "a NumPy array"),
     (0, b"\x1f\x8b", "a gzip file"),
     (0, b"\x7fELF", "a program or library"),
@@ -28,10 +27,10 @@ _OTHERS = (  # offset, bytes, what starts so
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="An ONNX graph, scales or a calibration table.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A model, scales, a manifest or a calibration table.")],
     as_json: Json = False,
 ) -> None:
-    """Show what is in a file: a graph and the TensorRT releases that take it, scales, a calibration table."""
+    """Show what is in a file: a model and which TensorRT releases take it, scales, a manifest, a calibration table."""
     try:
         kind, show = _recognise(file)
         described, lines = show(file)
@@ -56,8 +55,7 @@ Shown = tuple[dict[str, Any], list[str]]
 def _recognise(file: Path) -> tuple[str, Callable[[Path], Shown]]:
     """The kind of file, and what shows it. Raises InputError with what is known of a file of no such kind."""
     if file.is_dir():
-        what = "a SavedModel folder" if (file / "saved_model.pb").exists() else "a folder"
-        raise _unknown(file, f"is {what}")
+        return "saved_model", _model
     if file.exists() and not file.is_file():
         raise _unknown(file, "is no regular file")
     with file.open("rb") as opened:
@@ -70,8 +68,17 @@ def _recognise(file: Path) -> tuple[str, Callable[[Path], Shown]]:
         if head[offset:].startswith(magic):
             raise _unknown(file, f"is {what}")
     if head.lstrip().startswith((b"{", b"[")):
-        return "scales", _scales
-    return "onnx", _graph
+        return _document(file)
+    from trtrecipe.cli.inspect_models import format_of
+
+    kind = format_of(file)
+    return kind, _graph if kind == "onnx" else _model
+
+
+def _model(file: Path) -> Shown:
+    from trtrecipe.cli.inspect_models import show_model
+
+    return show_model(file)
 
 
 def _table(file: Path) -> Shown:
@@ -80,9 +87,8 @@ def _table(file: Path) -> Shown:
     return show_table(file)
 
 
-def _scales(file: Path) -> Shown:
-    from trtrecipe.cli.inspect_scales import show_scales
-
+def _document(file: Path) -> tuple[str, Callable[[Path], Shown]]:
+    """Which of our JSON documents it is."""
     if file.stat().st_size > _LARGEST_JSON:
         raise _unknown(file, f"starts like JSON, but has more than {_LARGEST_JSON >> 20} MiB")
     try:
@@ -90,10 +96,24 @@ def _scales(file: Path) -> Shown:
     except (ValueError, RecursionError):
         raise _unknown(file, "starts like JSON and is not") from None
     schema = document.get("schema") if isinstance(document, dict) else None
-    if schema != "trtrecipe/scales/v1":
-        named = f"is a JSON document with the schema {str(schema)[:80]!r}" if schema else "is a JSON document"
-        raise _unknown(file, f"{named}, not scales")
+    if schema == "trtrecipe/scales/v1":
+        return "scales", _scales
+    if schema == "trtrecipe/manifest/v1":
+        return "manifest", lambda path: _manifest(path, document)
+    named = f"is a JSON document with the schema {str(schema)[:80]!r}" if schema else "is a JSON document"
+    raise _unknown(file, f"{named}, neither scales nor a manifest")
+
+
+def _scales(file: Path) -> Shown:
+    from trtrecipe.cli.inspect_scales import show_scales
+
     return show_scales(file)
+
+
+def _manifest(file: Path, document: dict[str, Any]) -> Shown:
+    from trtrecipe.cli.inspect_models import show_manifest
+
+    return show_manifest(file, document)
 
 
 def _graph(file: Path) -> Shown:

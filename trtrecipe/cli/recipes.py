@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trtrecipe.cli.render import print_json, short_path, table
+from trtrecipe.cli.render import print_json, said_once, short_path, table
 from trtrecipe.errors import InputError, Problem
 
 if TYPE_CHECKING:
@@ -97,10 +97,10 @@ def show(path: Annotated[Path, typer.Argument(help="Recipe file.", show_default=
     typer.echo(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).rstrip())
     typer.echo()
     headers = ("TARGET", "PROFILE", "JETPACK", "DIALECT", "OPSET", "PRECISION", "FALLBACK")
-    typer.echo(table(headers, [[str(row.get(name.lower(), "")) for name in headers] for row in described]))
-    for target in targets:
-        for note in target.notes:
-            typer.echo(f"{target.id}: {note}")
+    typer.echo(table(headers, [[str(row.get(name.lower()) or "") for name in headers] for row in described]))
+    remarks = ((target.id, note) for target in targets for note in target.notes)
+    for line in said_once(remarks, list(dict.fromkeys(target.id for target in targets))):
+        typer.echo(line)
 
 
 def _describe(target: Target) -> dict[str, Any]:

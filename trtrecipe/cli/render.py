@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,15 @@ def problem_lines(problem: Problem) -> list[str]:
     if problem.hint:
         lines.append(f"  hint: {problem.hint}")
     return lines
+
+
+def said_once(remarks: Iterable[tuple[str, str]], everyone: Sequence[str]) -> Iterator[str]:
+    """Pairs of whom something is said and what → a line for each thing said, with all of whom it is said."""
+    said: dict[str, dict[str, None]] = {}
+    for label, text in remarks:
+        said.setdefault(text, {})[label] = None
+    for text, labels in said.items():
+        yield f"{'all' if list(labels) == [*everyone] and len(labels) > 1 else ', '.join(labels)}: {text}"
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

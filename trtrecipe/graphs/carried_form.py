@@ -29,20 +29,21 @@ WEIGHTS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (0, 1), "MatMul": (0, 1)
 _HALF_LARGEST = 65504.0
 
 
-def normalise(model: ModelProto) -> tuple[ModelProto, list[str]]:
+def normalise(model: ModelProto, without: Collection[str] = ()) -> tuple[ModelProto, list[str]]:
     """The simplified `model` with its pairs in TensorRT's form, simplified again; and sentences on them.
 
-    A model without pairs comes back as it is. Raises StepError as `explicit` does.
+    `without`: passes that simplifying leaves out. A model without pairs comes back as it is. Raises StepError as
+    `explicit` does.
     """
     if not carries(model):
         return model, []
     while move_to_floats(model):
-        model = simplify(model)
+        model = simplify(model, without)
     while move_to_weights(model):
-        model = simplify(model)
+        model = simplify(model, without)
     notes = explicit(model)
     drop_repeated(model)
-    return simplify(model), notes
+    return simplify(model, without), notes
 
 
 def drop_repeated(model: ModelProto) -> None:

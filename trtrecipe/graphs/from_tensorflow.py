@@ -10,7 +10,7 @@ from typing import Any
 from onnx import ModelProto
 
 from trtrecipe.errors import StepError
-from trtrecipe.graphs import fake_quant, sound, tensorflow_repairs
+from trtrecipe.graphs import fake_quant, sound, tensorflow_pairs, tensorflow_repairs
 from trtrecipe.graphs.frozen import Frozen
 from trtrecipe.graphs.names import cleaned, rename_interface
 from trtrecipe.graphs.shapes import Shape
@@ -107,6 +107,7 @@ def _convert(definition: Any, frozen: Frozen, opset: int) -> _Converted:
     with (
         explained("tf2onnx cannot convert the model"),
         tensorflow_repairs.failures_noted() as notes,
+        tensorflow_pairs.joined_by_layer(),
         tf.Graph().as_default() as graph,
     ):
         optimized = tf_loader.tf_optimize(inputs, outputs, definition)

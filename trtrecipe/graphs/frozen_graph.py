@@ -28,8 +28,8 @@ def freeze(path: Path, inputs: Collection[str], outputs: Collection[str], ranks:
     says it. Raises StepError for names that are not there and for what lies open, listing what there is.
     """
     tf = tensorflow()
-    definition = _read(path)
-    results, starts = _last(definition), [node.name for node in definition.node if node.op in PLACEHOLDERS]
+    definition = read(path)
+    results, starts = last(definition), [node.name for node in definition.node if node.op in PLACEHOLDERS]
     if not outputs:
         raise StepError(
             "a frozen graph does not say what its outputs are",
@@ -58,7 +58,8 @@ def freeze(path: Path, inputs: Collection[str], outputs: Collection[str], ranks:
     return Frozen(graph_def, specs, tensors, {name: f"{end}:0" for name, end in zip(ends, marked, strict=True)})
 
 
-def _read(path: Path) -> Any:
+def read(path: Path) -> Any:
+    """The GraphDef in the file. Raises StepError when it is damaged or empty."""
     from tensorflow.core.framework import graph_pb2
 
     with explained("the model file is no GraphDef, or it is cut short", "compare its size with the original's"):
@@ -109,7 +110,7 @@ def _known(definition: Any, name: str, role: str, candidates: list[str]) -> str:
     raise StepError(f"the graph has no tensor {name}", hint=f"{meant}likely {role}s: {_some(candidates)}")
 
 
-def _last(definition: Any) -> list[str]:
+def last(definition: Any) -> list[str]:
     """Operations with a result that no other reads."""
     read = {entry.removeprefix("^").partition(":")[0] for node in definition.node for entry in node.input}
     return [node.name for node in definition.node if node.name not in read and node.op not in _NO_RESULT]

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.defs import OpSchema
 
 from trtrecipe.errors import StepError
 from trtrecipe.graphs.canonical import canonical
-from trtrecipe.graphs.edit import DEFAULT_DOMAINS, all_graphs, attribute
+from trtrecipe.graphs.edit import DEFAULT_DOMAINS, all_graphs, all_nodes, attribute, reset, tensor_names
 from trtrecipe.graphs.files import opset
-from trtrecipe.graphs.shapes import infer
+from trtrecipe.graphs.known import Known, known
+from trtrecipe.graphs.names import Unique
 from trtrecipe.graphs.sound import listed
 
 _NEWER_VALUES = {
@@ -39,59 +41,80 @@ _NEW_MEANING = {"GroupNormalization": 21}
 
 
 @dataclass(frozen=True)
+class Obstacle:
+    """A node that cannot be written in the older opset, and why."""
+
+    operator: str
+    node: str
+    reason: str
+
+
+@dataclass
 class _Context:
-    """What is known of the graph: tensor → element type, tensor → shape (None where open), tensor → constant."""
+    """Where the graph goes, what is known of it, and the constants that rewriting adds to the main graph."""
 
     version: int
-    types: Mapping[str, int]
-    shapes: Mapping[str, list[int | None]]
-    constants: Mapping[str, TensorProto]
+    known: Known
+    unique: Unique
+    constants: list[TensorProto] = field(default_factory=list)
+
+    def constant(self, value: Any, kind: int, wanted: str) -> str:
+        """The name of a new constant of that element type."""
+        name = self.unique.claim(wanted)
+        array = np.asarray(value, helper.tensor_dtype_to_np_dtype(kind))
+        self.constants.append(numpy_helper.from_array(array, name))
+        return name
 
 
 def to_opset(model: ModelProto, version: int) -> ModelProto:
     """The model at that version of the default operator set, or as it is where it is there already.
 
+    Raises StepError that names every obstacle of `lower_opset`.
+    """
+    result, obstacles = lower_opset(model, version)
+    if obstacles:
+        raise StepError(
+            f"the graph is written in opset {opset(model)}, this target takes {version} at most, and these nodes "
+            "cannot be rewritten:\n" + listed([f"{each.operator} {each.node}: {each.reason}" for each in obstacles]),
+            hint=f"export the model at opset {max(version, 13)} (model.opset in the recipe), or leave this target out",
+        )
+    return result
+
+
+def lower_opset(model: ModelProto, version: int) -> tuple[ModelProto, list[Obstacle]]:
+    """The model at that version, or as it is where it is there already or something is in the way; what is.
+
     A node is kept where its operator at the older version has the same inputs, outputs and types, and lacks only
-    attributes that change nothing here. Names stay. Raises StepError that names every obstacle.
+    attributes that change nothing here; a few are written otherwise. Names stay.
     """
     present = opset(model)
     if present <= version:
-        return model
+        return model, []
     result = ModelProto()
     result.CopyFrom(model)
-    context = _context(result, version)
-    obstacles = [line for graph in all_graphs(result.graph) for line in _lower(graph, present, context)]
+    names = tensor_names(result.graph) | {node.name for node in all_nodes(result.graph)}
+    context = _Context(version, known(result), Unique(names))
+    inner_first = reversed(list(all_graphs(result.graph)))  # what an outer graph is written with is a copy
+    obstacles = [each for graph in inner_first for each in _lower(graph, present, context)]
     if obstacles:
-        raise StepError(
-            f"the graph is written in opset {present}, this target takes {version} at most, and these nodes cannot be "
-            "rewritten:\n" + listed(obstacles),
-            hint=f"export the model at opset {max(version, 13)} (model.opset in the recipe), or leave this target out",
-        )
+        return model, obstacles
+    result.graph.initializer.extend(context.constants)
     for entry in result.opset_import:
         if entry.domain in DEFAULT_DOMAINS:
             entry.version = version
-    return canonical(result)
+    return canonical(result), []
 
 
-def _context(model: ModelProto, version: int) -> _Context:
-    inferred = infer(model).graph
-    types, shapes = {}, {}
-    for value in (*inferred.input, *inferred.value_info, *inferred.output):
-        tensor = value.type.tensor_type
-        types[value.name] = tensor.elem_type
-        if tensor.HasField("shape"):
-            shapes[value.name] = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
-    constants = {tensor.name: tensor for graph in all_graphs(model.graph) for tensor in graph.initializer}
-    types.update({name: tensor.data_type for name, tensor in constants.items()})
-    return _Context(version, types, shapes, constants)
-
-
-def _lower(graph: GraphProto, present: int, context: _Context) -> Iterator[str]:
+def _lower(graph: GraphProto, present: int, context: _Context) -> Iterator[Obstacle]:
+    nodes: list[NodeProto] = []
     for node in graph.node:
-        if not node.domain:
-            reason = _lower_node(node, present, context)
+        written = [node] if node.domain else _rewritten(node, context)
+        nodes.extend(written)
+        for each in written:
+            reason = None if each.domain else _lower_node(each, present, context)
             if reason:
-                yield f"{node.op_type} {node.name or node.output[0]}: {reason}"
+                yield Obstacle(node.op_type, node.name or node.output[0], reason)
+    reset(graph.node, nodes)
 
 
 def _lower_node(node: NodeProto, present: int, context: _Context) -> str | None:
@@ -113,6 +136,32 @@ def _lower_node(node: NodeProto, present: int, context: _Context) -> str | None:
     )
 
 
+def _rewritten(node: NodeProto, context: _Context) -> list[NodeProto]:
+    """The node, or those that do the same in the older opset where a single one does not."""
+    part = attribute(node, "start", 0) != 0 or attribute(node, "end") is not None
+    if node.op_type == "Shape" and context.version < 15 and part:
+        return _sliced_shape(node, context)
+    if node.op_type == "CastLike" and context.version < 15 and context.known.types.get(node.input[1]):
+        cast = helper.make_node(
+            "Cast", [node.input[0]], list(node.output), name=node.name, to=context.known.types[node.input[1]]
+        )
+        return [cast]
+    return [node]
+
+
+def _sliced_shape(node: NodeProto, context: _Context) -> list[NodeProto]:
+    """Shape from `start` to `end`, which Shape itself can from opset 15 on, by Slice."""
+    whole = context.unique.claim(f"{node.name or node.output[0]}/Shape")
+    start, end = attribute(node, "start", 0), attribute(node, "end", int(np.iinfo(np.int64).max))
+    bounds = [
+        context.constant([at], TensorProto.INT64, f"{whole}/{what}") for at, what in ((start, "start"), (end, "end"))
+    ]
+    return [
+        helper.make_node("Shape", [node.input[0]], [whole], name=whole),
+        helper.make_node("Slice", [whole, *bounds], list(node.output), name=node.name),
+    ]
+
+
 def _schema(operator: str, version: int) -> OpSchema | None:
     try:
         schema = onnx.defs.get_schema(operator, version, "")
@@ -129,15 +178,44 @@ def _came(operator: str) -> int:
 def _repair(node: NodeProto, then: OpSchema, context: _Context) -> None:
     """Put into the older form what opset 18 only writes differently."""
     if len(node.input) == 2 and then.max_input == 1 and "axes" in then.attributes:  # ReduceMean and its like
-        axes = context.constants.get(node.input[1])
-        if axes is not None and numpy_helper.to_array(axes).size:
-            node.attribute.append(helper.make_attribute("axes", numpy_helper.to_array(axes).tolist()))
+        axes = context.known.value(node.input[1])
+        if axes is not None and axes.size:
+            node.attribute.append(helper.make_attribute("axes", axes.tolist()))
             del node.input[1]
     if node.op_type == "Split" and attribute(node, "num_outputs") is not None:
-        shape, axis = context.shapes.get(node.input[0], []), attribute(node, "axis", 0)
-        size = shape[axis] if -len(shape) <= axis < len(shape) else None
-        if size and size % len(node.output) == 0:  # equal parts are what the older form makes
-            _remove(node, "num_outputs")
+        _split_evenly(node, context)
+    if node.op_type == "Pad" and len(node.input) > 3:
+        _pad_all_axes(node, context)
+
+
+def _split_evenly(node: NodeProto, context: _Context) -> None:
+    """Equal parts are what the older form makes; a smaller last one is written out."""
+    shape, axis, count = context.known.shapes.get(node.input[0], ()), attribute(node, "axis", 0), len(node.output)
+    size = shape[axis] if -len(shape) <= axis < len(shape) else None
+    if not isinstance(size, int) or not size:
+        return
+    part = -(-size // count)
+    if size % count and part * (count - 1) < size:
+        parts = [part] * (count - 1) + [size - part * (count - 1)]
+        name = context.constant(parts, TensorProto.INT64, f"{node.name or node.output[0]}/split")
+        reset(node.input, [node.input[0], name])
+    elif size % count:
+        return
+    _remove(node, "num_outputs")
+
+
+def _pad_all_axes(node: NodeProto, context: _Context) -> None:
+    """Padding of the named axes as padding of all."""
+    pads, axes = context.known.value(node.input[1]), context.known.value(node.input[3])
+    shape = context.known.shapes.get(node.input[0])
+    if pads is None or axes is None or shape is None:
+        return
+    full = np.zeros((2, len(shape)), np.int64)
+    full[:, axes % len(shape)] = pads.reshape(2, -1)
+    name = context.constant(full.reshape(-1), TensorProto.INT64, f"{node.name or node.output[0]}/pads")
+    reset(node.input, [node.input[0], name, *node.input[2:3]])
+    while node.input and not node.input[-1]:
+        del node.input[-1]
 
 
 def _remove(node: NodeProto, name: str) -> None:
@@ -190,7 +268,7 @@ def _misfit_types(node: NodeProto, then: OpSchema, context: _Context) -> str | N
     allowed = {entry.type_param_str: set(entry.allowed_type_strs) for entry in then.type_constraints}
     for names, formals in ((node.input, then.inputs), (node.output, then.outputs)):
         for position, name in enumerate(names):
-            kind = context.types.get(name, TensorProto.UNDEFINED)
+            kind = context.known.types.get(name, TensorProto.UNDEFINED)
             if not kind:  # absent, or inside a body where inference gives nothing: the full check decides
                 continue
             formal = formals[min(position, len(formals) - 1)]

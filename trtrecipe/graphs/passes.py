@@ -2,34 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, defs, numpy_helper
 
 from trtrecipe.graphs.canonical import canonical
-from trtrecipe.graphs.edit import attribute, remove_nodes, replace_uses, reset, subgraphs
+from trtrecipe.graphs.dimensions import name_dimensions
+from trtrecipe.graphs.edit import all_graphs, attribute, remove_nodes, replace_uses, reset, subgraphs, uses
+from trtrecipe.graphs.files import opset
 from trtrecipe.graphs.fold_constants import RANDOM, fold_constants
 from trtrecipe.graphs.fold_convolutions import fold_affine, fold_batch_normalizations
+from trtrecipe.graphs.pooling import pool_means
 from trtrecipe.graphs.shapes import infer
 from trtrecipe.graphs.symbolic import fold_shapes
-
-Pass = Callable[[ModelProto], bool]
-"""Changes the model in place; says whether it did."""
+from trtrecipe.graphs.transposes import merge_transposes, move_transposes
 
 
-def simplify(model: ModelProto) -> ModelProto:
-    """The model after all passes, repeated until none finds anything, in canonical form. Names that survive stay."""
+@dataclass(frozen=True)
+class Pass:
+    """`apply` changes the model in place and says whether it did; `does` completes "the pass ...".
+
+    `name` is the one by which a recipe turns the pass off.
+    """
+
+    name: str
+    does: str
+    apply: Callable[[ModelProto], bool]
+
+
+def simplify(model: ModelProto, without: Collection[str] = ()) -> ModelProto:
+    """What `simplified` gives, without the names."""
+    return simplified(model, without)[0]
+
+
+def simplified(model: ModelProto, without: Collection[str] = ()) -> tuple[ModelProto, list[str]]:
+    """The model after all passes, repeated until none finds anything, in canonical form; and those that did.
+
+    Names that survive stay. `without`: names of passes that are left out.
+    """
     result = canonical(model)
-    while _apply_all(result):
+    applied: dict[str, None] = {}
+    while changed := [each.name for each in PASSES if each.name not in without and each.apply(result)]:
+        applied.update(dict.fromkeys(changed))
         result = canonical(result)  # drops what is no longer used, so that the passes count readers rightly
-    return result
-
-
-def _apply_all(model: ModelProto) -> bool:
-    changed = False
-    for apply in PASSES:
-        changed = apply(model) or changed
-    return changed
+    return result, [each.name for each in PASSES if each.name in applied]
 
 
 def drop_identities(model: ModelProto) -> bool:
@@ -106,26 +123,6 @@ def _infers(node: NodeProto, constants: Mapping[str, TensorProto]) -> bool:
     return mode is not None and not numpy_helper.to_array(mode).any()
 
 
-def merge_transposes(model: ModelProto) -> bool:
-    """Make one Transpose of two in a row, in place; whether there were any. The first stays if others read it."""
-    graph = model.graph
-    producers = {name: node for node in graph.node for name in node.output}
-    changed = False
-    for node in graph.node:
-        if node.op_type != "Transpose" or node.domain:
-            continue
-        first = producers.get(node.input[0])
-        if first is None or first.op_type != "Transpose" or first.domain:
-            continue
-        inner, outer = attribute(first, "perm"), attribute(node, "perm")
-        if inner is None or outer is None:
-            continue
-        node.input[0] = first.input[0]
-        reset(node.attribute, [helper.make_attribute("perm", [inner[axis] for axis in outer])])
-        changed = True
-    return changed
-
-
 def merge_duplicates(model: ModelProto) -> bool:
     """Make one node of several that compute the same of the same, in place; whether there were any.
 
@@ -152,13 +149,50 @@ def merge_duplicates(model: ModelProto) -> bool:
     return bool(gone)
 
 
+def drop_unused_outputs(model: ModelProto) -> bool:
+    """Leave out, in place, last outputs that nobody reads and the operator may leave out; whether there were any.
+
+    Parsers refuse some for being there: the indices of a MaxPool, the mean of a LayerNormalization.
+    """
+    changed = False
+    for graph in all_graphs(model.graph):
+        read = {value.name for value in graph.output}.union(*(uses(node) for node in graph.node))
+        for node in graph.node:
+            if node.domain or len(node.output) < 2 or node.output[-1] in read:
+                continue
+            optional = _optional_outputs(node, opset(model))
+            while len(node.output) > 1 and node.output[-1] not in read and len(node.output) - 1 in optional:
+                del node.output[-1]
+                changed = True
+    return changed
+
+
+def _optional_outputs(node: NodeProto, version: int) -> set[int]:
+    formals = defs.get_schema(node.op_type, version, "").outputs
+    return {
+        index for index, formal in enumerate(formals) if formal.option == defs.OpSchema.FormalParameterOption.Optional
+    }
+
+
 PASSES: tuple[Pass, ...] = (
-    drop_identities,
-    merge_transposes,
-    merge_duplicates,
-    fold_constants,
-    fold_shapes,
-    fold_batch_normalizations,
-    fold_affine,
+    Pass(
+        "identities",
+        "removes Identity, Dropout, Casts to the same type, Transposes that move nothing",
+        drop_identities,
+    ),
+    Pass("unused-outputs", "leaves out optional outputs that nobody reads", drop_unused_outputs),
+    Pass("merge-transposes", "makes one Transpose of two in a row", merge_transposes),
+    Pass("move-transposes", "moves Transposes through what works on any layout, where fewer are left", move_transposes),
+    Pass("duplicates", "makes one node of several that compute the same", merge_duplicates),
+    Pass("constants", "computes now what follows from constants alone", fold_constants),
+    Pass("shapes", "computes now what follows from shapes that are known", fold_shapes),
+    Pass("batch-normalizations", "puts a BatchNormalization into the convolution before it", fold_batch_normalizations),
+    Pass("affine", "puts scales and shifts by constants into the convolution before them", fold_affine),
+    Pass("mean-to-pool", "makes a ReduceMean over all image axes a GlobalAveragePool", pool_means),
+    Pass(
+        "dimensions",
+        "names open axes of outputs that have the size of a named axis of an input",
+        name_dimensions,
+    ),
 )
 """In the order in which they run."""

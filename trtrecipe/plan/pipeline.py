@@ -15,8 +15,9 @@ from trtrecipe.plan.samples import sample_sources
 from trtrecipe.plan.sources import ModelSource, Source, model_format
 from trtrecipe.plan.tools import version
 from trtrecipe.recipe.load import Loaded
+from trtrecipe.steps import lower, prepare
 from trtrecipe.steps.registry import STEPS
-from trtrecipe.targets.catalog import load_catalog
+from trtrecipe.targets import parser
 from trtrecipe.targets.spec import Target
 
 Inputs = dict[str, Source | StepOutput]
@@ -117,7 +118,7 @@ class _Adder:
 def _plan_target(shared: _Shared, target: Target, machine: Machine, steps: dict[str, Step]) -> TargetPlan:
     add = _Adder(shared.loaded.recipe.name, target.label, steps)
     exported, layers, prepared = _plan_model(add, shared, target)
-    lowered, keep = _plan_lower(add, target, prepared, layers)
+    lowered, keep = _plan_lower(add, shared, target, prepared, layers)
     judging = shared.judging(target)
     reference = add.add("reference", "", {"onnx": exported, **shared.judged_on}, judging)
     artifacts = {"preprocessing": StepOutput(reference, "preprocessing")}
@@ -156,27 +157,36 @@ def _plan_model(add: _Adder, shared: _Shared, target: Target) -> tuple[StepOutpu
     }
     export = add.add("export", "", {"model": StepOutput(fetched, "model")}, params)
     exported = StepOutput(export, "onnx")
-    prepared = StepOutput(add.add("prepare", "", {"onnx": exported}, {}), "onnx")
+    without = {"without_passes": _without(shared, prepare.PASSES)}
+    prepared = StepOutput(add.add("prepare", "", {"onnx": exported}, without), "onnx")
     return exported, StepOutput(export, "layers"), prepared
 
 
-def _plan_lower(add: _Adder, target: Target, prepared: StepOutput, layers: StepOutput) -> tuple[StepOutput, StepOutput]:
+def _without(shared: _Shared, passes: Collection[str]) -> list[str]:
+    """Those of a step's passes that the recipe turns off, in one order however it lists them."""
+    return sorted(set(passes).intersection(shared.loaded.recipe.model.without_passes))
+
+
+def _plan_lower(
+    add: _Adder, shared: _Shared, target: Target, prepared: StepOutput, layers: StepOutput
+) -> tuple[StepOutput, StepOutput]:
     """The graph in the target's dialect, and which of its nodes stay in a higher precision."""
     dialect = target.dialect
     params = {
         "dialect": dialect.id,
         "opset_max": dialect.opset_max,
         "operators_from": dialect.operators_from,
-        "operators_sha256": load_catalog().operators_sha256(dialect),
-        "assumed": dialect.assumed,
+        "tensorrt": dialect.tensorrt,
+        "parser_sha256": parser.sha256(dialect),
         "mode": target.mode,
         "fallback": target.fallback if target.keep else None,  # what is kept is all that it says something of
         "keep": [
             {key: entry.get(key) for key in ("layers", "operators", "between", "precision")} for entry in target.keep
         ],
+        "without_passes": _without(shared, lower.PASSES),
     }
-    lower = add.add("lower", dialect.id, {"onnx": prepared, "layers": layers}, params)
-    return StepOutput(lower, "onnx"), StepOutput(lower, "keep")
+    lowered = add.add("lower", dialect.id, {"onnx": prepared, "layers": layers}, params)
+    return StepOutput(lowered, "onnx"), StepOutput(lowered, "keep")
 
 
 def _plan_calibrate(add: _Adder, shared: _Shared, target: Target, prepared: StepOutput) -> StepOutput | None:

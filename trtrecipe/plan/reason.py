@@ -97,4 +97,10 @@ def _digest(value: Any) -> str:
 
 
 def _value(value: Any) -> str:
+    """As a recipe has it, whatever the order of keys, and without those that say nothing."""
+    if isinstance(value, Mapping):
+        said = (f"{name}: {_value(value[name])}" for name in sorted(value) if value[name] is not None)
+        return f"{{{', '.join(said)}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_value, value))}]"
     return "not set" if value is None else str(value)

@@ -111,6 +111,26 @@ class DimRange(_Closed):
         return self
 
 
+PassName = Literal[
+    "affine",
+    "batch-normalizations",
+    "constants",
+    "dimensions",
+    "double-to-float",
+    "duplicates",
+    "identities",
+    "int64-to-int32",
+    "mean-to-pool",
+    "merge-transposes",
+    "move-transposes",
+    "shapes",
+    "sort-top-k",
+    "unused-outputs",
+    "write-out-operators",
+]
+"""The passes of prepare and lower: a test compares them with the passes themselves."""
+
+
 class Model(_Closed):
     """Where the model is and what it leaves open."""
 
@@ -125,6 +145,10 @@ class Model(_Closed):
     opset: int | None = Field(None, ge=13, le=21, description="ONNX opset of the export; 13 when absent.")
     inputs: dict[Text, InputSpec] = Field(default_factory=dict)
     dims: dict[Name, DimRange] = Field(default_factory=dict)
+    without_passes: list[PassName] = Field(
+        default_factory=list,
+        description="Passes over the graph that are turned off; docs/passes.md says what each does.",
+    )
 
 
 Mode = Literal["fp32", "fp16", "int8"]

@@ -15,28 +15,32 @@ from trtrecipe.errors import StepError
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-VERSION = 2
+VERSION = 3
 OUTPUTS = {"onnx": "model.onnx", "keep": "keep.json"}
 NUMERIC = False
+PASSES = ("double-to-float", "int64-to-int32", "sort-top-k", "write-out-operators")
+"""Names of `preflight.repairs.REPAIRS`, which planning does not import."""
 
 
 @dataclass(frozen=True)
 class Params:
-    """`operators_from` names the table of operators (None: the runtime itself is asked, when it compiles).
+    """`tensorrt` is the release whose parser has to take the graph; `operators_from` the one whose operators are known.
 
-    `operators_sha256` is that table's digest, so that the key changes with it; `assumed`: it is of an older release.
-    `mode`: fp32, fp16 or int8; `fallback`: with int8, the precision of what is not quantized, None is fp32. `keep`: the
-    recipe's entries as `graphs.keep.resolve` takes them.
+    Without them the runtime itself is asked, when it compiles. `parser_sha256`: digest of what is known of that parser
+    (`targets.parser`), so that the key changes with it. `mode`: fp32, fp16 or int8; `fallback`: with int8, the
+    precision of what is not quantized, None is fp32. `keep`: the recipe's entries as `graphs.keep.resolve` takes them.
+    `without_passes`: those of PASSES that are turned off.
     """
 
     dialect: str
     opset_max: int
     mode: str
+    tensorrt: str | None = None
     operators_from: str | None = None
-    operators_sha256: str | None = None
-    assumed: bool = False
+    parser_sha256: str | None = None
     fallback: str | None = None
     keep: list[dict[str, Any]] = field(default_factory=list)
+    without_passes: list[str] = field(default_factory=list)
 
 
 def tools(params: Params) -> tuple[str, ...]:
@@ -47,32 +51,45 @@ def tools(params: Params) -> tuple[str, ...]:
 def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, Any]:
     """Write "onnx" for `params.dialect` to `out/model.onnx`, the nodes that `params.keep` matches to `out/keep.json`.
 
-    "layers": what export says of the source model's layers. Raises StepError naming the nodes that are in the way, and
+    "layers": what export says of the source model's layers. Raises StepError naming everything that is in the way, and
     where the model's own quantization and the recipe contradict each other.
     """
     from trtrecipe.graphs import files, keep, layers, sound
-    from trtrecipe.graphs.dialect import fit_operators
-    from trtrecipe.graphs.opset import to_opset
-    from trtrecipe.targets.catalog import operators
 
     model = files.load(inputs["onnx"])
     check_quantization(model, params)
-    notes: list[str] = []
-    if params.operators_from is not None:
-        release = f"TensorRT {params.operators_from}"
-        supported = operators(params.operators_from)
-        notes += fit_operators(model, supported)
-        check_operators(model, supported, release, params.assumed)
-        if params.assumed:
-            notes.append(f"no list of operators is known for {params.dialect}: that of {release} was assumed")
-    lowered = to_opset(model, params.opset_max)
-    sound.check(lowered)
-    sound.require_loadable(lowered)
-    kept = _kept(lowered, layers.load(inputs["layers"]), params)
+    found = layers.load(inputs["layers"])
+    lowered, notes = _lower(model, found, params)
+    if lowered is not model:  # else it is what prepare wrote and checked
+        sound.check(lowered)
+        sound.require_loadable(lowered)
+    kept = _kept(lowered, found, params)
     notes += kept_notes(kept)
     (out / OUTPUTS["keep"]).write_bytes(keep.dump(kept))
     files.save(lowered, out / OUTPUTS["onnx"])
-    return {"notes": notes, "kept": list(kept)}
+    return {"notes": notes} if notes else {}
+
+
+def _lower(model: ModelProto, layers: Mapping[str, list[str]], params: Params) -> tuple[ModelProto, list[str]]:
+    """The graph that the dialect accepts, the model itself where it does; and what was done. Raises StepError."""
+    from trtrecipe.graphs.opset import lower_opset, to_opset
+    from trtrecipe.preflight import findings
+    from trtrecipe.preflight.repairs import repair
+    from trtrecipe.targets.parser import parser
+
+    if params.tensorrt is None or params.operators_from is None:
+        return to_opset(model, params.opset_max), []
+    takes = parser(params.tensorrt, params.operators_from)
+    repaired, notes = repair(model, takes, params.opset_max, params.without_passes)
+    lowered, obstacles = lower_opset(repaired, params.opset_max)
+    found = findings.inspect(lowered, takes, obstacles)
+    findings.require(found, takes, layers, params.without_passes)
+    notes += findings.notes(found, layers)
+    if takes.assumed:
+        notes.append(
+            f"no list of operators is known for {params.dialect}: that of TensorRT {takes.operators_from} was assumed"
+        )
+    return lowered, notes
 
 
 def check_quantization(model: ModelProto, params: Params) -> None:
@@ -110,25 +127,6 @@ def kept_notes(kept: Mapping[str, str]) -> list[str]:
         stay = "node stays" if len(names) == 1 else "nodes stay"
         notes.append(f"precision.keep: {len(names)} {stay} {precision.upper()}: {_some(names)}")
     return notes
-
-
-def check_operators(model: ModelProto, supported: Mapping[str, bool], release: str, assumed: bool) -> None:
-    """Refuse nodes whose operator `supported` does not list as True. Raises StepError that names them all."""
-    from trtrecipe.graphs.edit import all_nodes
-    from trtrecipe.graphs.sound import listed
-
-    nodes: dict[str, list[str]] = {}
-    for node in all_nodes(model.graph):
-        if node.domain or not supported.get(node.op_type, False):
-            operator = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-            nodes.setdefault(operator, []).append(node.name or node.output[0])
-    if nodes:
-        lines = [f"{operator}: {_some(names)}" for operator, names in nodes.items()]
-        source = f"{release}, the nearest release with a published list," if assumed else release
-        raise StepError(
-            f"the model uses operators that {source} does not support:\n" + listed(lines),
-            hint="replace these layers in the model, or leave this target out",
-        )
 
 
 def _some(names: list[str]) -> str:

@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from trtrecipe.digest import sha256_json
 from trtrecipe.errors import InputError, Problem
 
 DATA = Path(__file__).parent / "data"
@@ -177,10 +176,6 @@ class Catalog:
     def served(self, profile: Profile) -> tuple[Release, ...]:
         """The profile's releases that engines can be built for, oldest first."""
         return tuple(release for release in profile.releases if self.refusal(release) is None)
-
-    def operators_sha256(self, dialect: Dialect) -> str | None:
-        """Digest of the content of the dialect's operator table, for keys; None where it has no table."""
-        return None if dialect.operators_from is None else sha256_json(operators(dialect.operators_from))
 
     def _profile(self, name: str, at_jetpack: str) -> Profile:
         for profile in self.profiles:
