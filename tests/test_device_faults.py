@@ -219,6 +219,16 @@ def test_a_device_that_goes_away_is_waited_for(device: TestDevice, model: Path, 
     is_right(tmp_path / "out.engine", model)
 
 
+def test_a_connection_that_breaks_whenever_something_is_sent(device: TestDevice, model: Path, tmp_path: Path) -> None:
+    target = resource(device)
+    for stored in (device.cache / "cas").glob("*"):
+        stored.unlink()
+    device.fault(drop_in={"op": "receive", "at": 0, "times": 99})
+    with pytest.raises(Unreachable, match="the connection broke"):
+        build(target, Job("ef" * 32, SPEC, {"model.onnx": model}), tmp_path / "out.engine", [].append)
+    assert 3 <= device.requests()[-20:].count("receive") <= 6
+
+
 def test_another_jetpack_since_the_plan_is_an_error(device: TestDevice, model: Path, tmp_path: Path) -> None:
     target = resource(device)
     device.show(l4t="35.6.1", jetpack="5.1.5")

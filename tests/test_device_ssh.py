@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +70,17 @@ def test_requests_share_a_connection_that_ends_with_the_session(bench: Lab) -> N
         assert (folder / "c").is_socket()
     assert log.read_text().count("Accepted publickey") == before + 1
     assert not folder.exists()
+
+
+def test_what_a_killed_command_left_is_removed_when_it_is_old(bench: Lab) -> None:
+    left, recent = (Path(tempfile.mkdtemp(prefix="trtrecipe-ssh-", dir="/tmp")) for _ in range(2))
+    try:
+        os.utime(left, (0, 0))
+        probe(bench.devices[0].host)
+        assert not left.exists()
+        assert recent.exists()
+    finally:
+        recent.rmdir()
 
 
 def test_a_connection_that_the_user_shares_is_used_and_left_open(bench: Lab, tmp_path: Path) -> None:

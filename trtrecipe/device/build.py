@@ -131,31 +131,40 @@ class _Build:
         paths = {self.digests[name]: path for name, path in self.job.files.items()}
         files = [{"sha256": digest, "size": path.stat().st_size} for digest, path in sorted(paths.items())]
         spare = SPARE + sum(path.stat().st_size for path in paths.values())
-        damaged = 0
+        damaged = stuck = 0
+        sent: dict[str, int] = {}
         while True:
             try:
-                missing = self.again(lambda: self.session.ask({"op": "stage", "files": files, "spare": spare}))[
-                    "missing"
-                ]
+                there = self.again(lambda: self.session.ask({"op": "stage", "files": files, "spare": spare}))
             except Refusal as refusal:
                 raise self.failed(refusal.reason, refusal.message, []) from None
-            if not missing:
+            whole = True
+            for entry in there["missing"]:
+                self.say(f"sending {entry['size'] - entry['offset']:,} bytes")
+                try:
+                    self.send(paths[entry["sha256"]], entry)
+                except Dropped as dropped:
+                    # What arrived of it counts: a poor connection may break as often as it likes, if it gets on.
+                    stuck = stuck + 1 if entry["offset"] <= sent.get(entry["sha256"], -1) else 0
+                    sent[entry["sha256"]] = entry["offset"]
+                    if stuck == len(PAUSES):
+                        raise
+                    self.say(f"{dropped.message}; connecting again")
+                    time.sleep(PAUSES[stuck])
+                    whole = False
+                except Refusal as refusal:
+                    if refusal.reason not in ("corrupt", "short", "busy", "offset") or damaged == len(PAUSES):
+                        raise self.failed(refusal.reason, refusal.message, []) from None
+                    time.sleep(PAUSES[damaged])
+                    damaged += 1
+                    whole = False
+            if whole:  # each was checked as it arrived, and the build looks once more
                 return
-            entry = missing[0]
-            self.say(f"sending {entry['size'] - entry['offset']:,} bytes")
-            try:
-                with paths[entry["sha256"]].open("rb") as source:
-                    source.seek(entry["offset"])
-                    self.session.ask({**entry, "op": "receive"}, payload=source)
-            except Dropped:
-                self.again(lambda: self.session.ask({"op": "stage", "files": [], "spare": 0}))
-            except Refusal as refusal:
-                if refusal.reason not in ("corrupt", "short", "busy", "offset"):
-                    raise self.failed(refusal.reason, refusal.message, []) from None
-                damaged += 1
-                if damaged > len(PAUSES):
-                    raise self.failed(refusal.reason, refusal.message, []) from None
-                time.sleep(PAUSES[damaged - 1])
+
+    def send(self, path: Path, entry: Json) -> None:
+        with path.open("rb") as source:
+            source.seek(entry["offset"])
+            self.session.ask({**entry, "op": "receive"}, payload=source)
 
     def fetch(self, engine: Path, output: Json) -> bool:
         """The engine's bytes, gone on with where the connection broke; whether they are what they should be."""

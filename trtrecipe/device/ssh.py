@@ -30,6 +30,8 @@ SILENCE = 120.0
 PERSIST = 30
 """Seconds that the shared connection outlives its last request, should nobody close it."""
 PIECE = 1 << 18
+_PREFIX = "trtrecipe-ssh-"
+_OLD = 8 * 24 * 3600
 
 Json = dict[str, Any]
 Hear = Callable[[Json], None]
@@ -184,7 +186,8 @@ class Session:
                 settings[name] = str(value)
         if found.get("controlpath", "none") == "none":
             # A socket's path has no more than 107 bytes, and the client puts 17 of its own at the end (unix(7)).
-            self._folder = tempfile.mkdtemp(prefix="trtrecipe-", dir="/tmp")
+            _sweep()
+            self._folder = tempfile.mkdtemp(prefix=_PREFIX, dir="/tmp")
             settings |= {"ControlMaster": "auto", "ControlPath": f"{self._folder}/c", "ControlPersist": str(PERSIST)}
         return settings
 
@@ -206,6 +209,15 @@ class Session:
             said = last or odd or "nothing"
             return Unreachable(f"{self._ssh}: the agent does not run there: it said {said}", None)
         return Dropped(f"{self._ssh}: the connection broke ({last or 'nothing was said'})", "build again")
+
+
+def _sweep() -> None:
+    """Remove the folders of commands that were killed: those of this user that are older than any build may take."""
+    with contextlib.suppress(OSError):
+        for path in Path("/tmp").glob(f"{_PREFIX}*"):
+            found = path.lstat()
+            if found.st_uid == os.getuid() and time.time() - found.st_mtime > _OLD:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _no_client(error: OSError) -> Unreachable:
