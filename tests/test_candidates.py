@@ -14,7 +14,8 @@ from trtrecipe.cli.app import run
 from trtrecipe.plan.graph import TargetPlan
 from trtrecipe.recipe.load import load
 from trtrecipe.recipe.rules import resolve_targets, target_findings
-from trtrecipe.run.results import TargetResult, choose
+from trtrecipe.run.gates import Verdict
+from trtrecipe.run.results import TargetResult, choose, search_may_help
 from trtrecipe.store.blobs import Blob
 from trtrecipe.targets.catalog import load_catalog
 from trtrecipe.targets.spec import Target
@@ -73,6 +74,25 @@ def test_the_choice(targets: list[Target], int8: Any, fp16: Any, status: str, ch
     assert (result.status, result.chosen) == (status, chosen)
     assert [each.plan.target.mode for each in result.candidates] == ["int8", "fp16"]
     assert bool(result.artifacts) == (chosen is not None)
+
+
+@pytest.mark.parametrize(
+    ("gate", "value", "change", "helps"),
+    [
+        ("accuracy.max_drop", 0.5, {}, True),
+        ("cosine", 0.5, {}, False),
+        ("size", 0.5, {}, False),
+        ("accuracy.max_drop", 0.5, {"search": True}, False),
+        ("accuracy.max_drop", 0.5, {"quantization": "implicit"}, False),
+        ("accuracy.max_drop", 0.5, {"mode": "fp16", "quantization": None}, False),
+    ],
+)
+def test_a_search_is_proposed_where_it_may_help(
+    targets: list[Target], gate: str, value: float, change: dict[str, Any], helps: bool
+) -> None:
+    verdict = Verdict(gate, "met" if gate == "cosine" else "missed", 0.1, "<=", value)
+    result = replace(_result(replace(targets[0], **change), "gate-failed", None), gates=(verdict,))
+    assert search_may_help(result) is helps
 
 
 def test_where_nothing_is_chosen_the_notes_of_all_are_told(targets: list[Target]) -> None:

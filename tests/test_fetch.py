@@ -54,8 +54,8 @@ def test_every_byte_and_name_counts(tmp_path: Path) -> None:
 
 
 def test_a_file_is_copied_as_it_is(tmp_path: Path) -> None:
-    (tmp_path / "m.onnx").write_bytes(b"\0onnx" * 1000)
-    assert _fetch(tmp_path / "m.onnx", tmp_path / "o", "onnx") == b"\0onnx" * 1000
+    (tmp_path / "m.h5").write_bytes(b"\x89HDF\r\n\x1a\n" * 1000)
+    assert _fetch(tmp_path / "m.h5", tmp_path / "o", "h5") == b"\x89HDF\r\n\x1a\n" * 1000
 
 
 @pytest.mark.parametrize("format", ["saved_model", "keras", "onnx"])

@@ -83,9 +83,14 @@ ALLOWED = {
     "recipe": {"targets"},
     "targets": {"recipe"},  # for typing alone
     "store": set(),
+<<<<<<< HEAD
     "steps": {"graphs", "data", "quant", "targets", "engines", "preflight", "device"},
+=======
+    "steps": {"graphs", "data", "quant", "targets", "engines", "preflight", "truth"},
+>>>>>>> main
     "quant": {"engines", "data", "graphs"},
     "engines": {"data", "graphs"},
+    "truth": {"engines", "data", "graphs"},
     "preflight": {"graphs", "targets"},
     "graphs": set(),
     "data": {"graphs"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import ModelProto, numpy_helper, parser
+from support.projects import make_project
 
+from trtrecipe.cli.app import run
 from trtrecipe.errors import StepError
 from trtrecipe.graphs.interface import interface
 from trtrecipe.steps import export, fetch
@@ -308,6 +311,38 @@ def test_what_may_lie_between_an_input_and_what_tells() -> None:
         assert np.allclose(_run(model, image=image.transpose(0, 3, 1, 2))["y"], expected, atol=1e-5), operator
 
 
+def test_a_build_by_the_engines_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Data, preprocessing, judging and what is placed: all by the new names."""
+    project = make_project(
+        tmp_path / "project",
+        {
+            "model": {
+                "source": "model.onnx",
+                "outputs": ["gemm", "pooled"],
+                "rename": {"image": "picture", "gemm": "scores"},
+                "inputs": {"picture": {"shape": ["n", 1, 6, 6], "layout": "nchw"}},
+                "dims": {"n": {"min": 1, "opt": 4, "max": 8}},
+            },
+            "precision": {"mode": "fp32"},
+            "preprocess": {"picture": [{"scale": 1.0}]},
+            "calibration": None,
+            "evaluation": {
+                "data": {"npz": "data.npz", "arrays": {"picture": "test", "label": "label"}},
+                "metric": "top1",
+                "output": "scores",
+            },
+        },
+    )
+    assert run(["build", str(project.recipe), "--output", str(tmp_path / "dist"), "--json"]) == 0
+    [target] = json.loads(capsys.readouterr().out)["targets"]
+    assert target["status"] == "built" and 0 <= target["metrics"]["accuracy"] <= 1
+    folder = tmp_path / "dist" / "small" / "host"
+    assert _said(onnx.load(folder / "model.onnx")) == (
+        "picture: float32 [n, 1, 6, 6] -> scores: float32 [n, 16]; pooled: float32 [n, 16, 1, 1]"
+    )
+    assert list(json.loads((folder / "preprocessing.json").read_text())["inputs"]) == ["picture"]
+
+
 # --- TensorFlow; one process imports it once
 
 
@@ -431,3 +466,63 @@ def test_what_cannot_be_converted_may_be_cut_off(tmp_path: Path) -> None:
     assert _said(model) == "x: float32 [1, 4] -> y: float32 [1, 4]; kept: float32 [1, 4]"
     assert measured["notes"] == ["input k is not needed by model.outputs and is no input of the graph"]
     assert sorted(measured["check"]["outputs"]) == ["kept", "y"]
+
+
+def test_a_frozen_graph_by_other_names(tmp_path: Path) -> None:
+    """Its outputs may be layers, the inputs that cut it go by the engine's names, and so do shapes of unknown rank."""
+    import tensorflow as tf
+
+    v1 = tf.compat.v1
+    with tf.Graph().as_default() as graph:
+        x = v1.placeholder(tf.float32, name="in/raw")
+        y = tf.identity(x / 2, name="in/half")
+        y = tf.nn.conv2d(y, np.ones((3, 3, 3, 2), np.float32), 1, "VALID", name="body/conv")
+        y = tf.nn.relu(y, name="body/act")
+        tf.reduce_mean(y, [1, 2], name="head/mean")
+    (tmp_path / "g.pb").write_bytes(graph.as_graph_def().SerializeToString())
+    params = export.Params(
+        "frozen_graph",
+        inputs={"image": {"shape": [1, 3, 6, 6], "layout": "nchw"}},
+        outputs=["head/mean:0", "body"],
+        rename={"in/half:0": "image", "head/mean": "means"},
+    )
+    measured = export.run(params, {"model": tmp_path / "g.pb"}, tmp_path)
+    model = onnx.load(tmp_path / "model.onnx")
+    assert _said(model) == "image: float32 [1, 3, 6, 6] -> means: float32 [1, 2]; body: float32 [1, 4, 4, 2]"
+    assert _operators(model)[0] == "Conv"
+    assert sorted(measured["check"]["outputs"]) == ["body", "means"]
+
+
+def test_a_keras_file_by_other_names(tmp_path: Path) -> None:
+    import keras
+
+    image = keras.Input((4, 4, 3), name="image")
+    features = keras.layers.Conv2D(2, 3, name="stem")(image)
+    keras.Model(image, keras.layers.Flatten(name="flat")(features)).save(tmp_path / "m.keras")
+    asked = {"picture": {"shape": ["n", 3, 4, 4], "layout": "nchw"}}
+    for outputs, against in (([], "the Keras model computes"), (["stem"], "the TensorFlow graph it was made from")):
+        rename = {"image": "picture", outputs[0] if outputs else "flat": "y"}
+        params = export.Params("keras", inputs=asked, dims=["n"], outputs=outputs, rename=rename)
+        measured = export.run(params, {"model": tmp_path / "m.keras"}, tmp_path)
+        assert measured["check"]["against"].startswith(against)
+        model = onnx.load(tmp_path / "model.onnx")
+        assert [value.name for value in (*model.graph.input, *model.graph.output)] == ["picture", "y"]
+
+
+def test_images_for_an_engine_that_takes_channels_first(tmp_path: Path) -> None:
+    """The same pictures, with figures for each channel, give the same results in either layout."""
+    from trtrecipe.data import preprocess
+
+    pictures = np.random.default_rng(3).integers(0, 256, (5, 6, 6, 3), np.uint8)
+    normalize: dict[str, Any] = {"normalize": {"mean": [10, 20, 30], "std": [1, 2, 3]}}
+    found = []
+    ways: list[tuple[str, list[Any]]] = [("nhwc", [normalize]), ("nchw", [normalize, {"layout": "nchw"}])]
+    for layout, operations in ways:
+        model = _model(NHWC.replace("float[1,6", "float[N,6").replace("float[1,4", "float[N,4"))
+        shape = ["n", 6, 6, 3] if layout == "nhwc" else ["n", 3, 6, 6]
+        inputs = {"image": {"layout": layout, "shape": shape}}
+        result, _ = _export(model, tmp_path, inputs=inputs, dims=["n"])
+        spec = interface(result).input("image")
+        preprocess.check(interface(result), {"image": operations})
+        found.append(_run(result, image=preprocess.apply(pictures, spec, operations))["y"])
+    assert np.allclose(found[0], found[1], atol=1e-3)

@@ -27,6 +27,7 @@ from trtrecipe.formats import model_format
 from trtrecipe.graphs import flatbuffer, from_tflite, tflite_file, tflite_schema
 from trtrecipe.graphs.carried import constants, is_pair_node
 from trtrecipe.graphs.interface import interface
+from trtrecipe.recipe.checks import check
 from trtrecipe.steps import compile as build
 from trtrecipe.steps import export, lower, prepare
 
@@ -382,6 +383,7 @@ def test_weights_keep_their_integers_and_biases_become_floats() -> None:
     assert held[weights.input[0]].data_type == TensorProto.INT8
     assert list(held[weights.input[0]].dims) == [16, 3, 3, 3]
     assert list(held[weights.input[1]].dims) == [16]
+    assert makers[stem.input[0]].op_type == "DequantizeLinear"  # with the Transpose of the layout in front of the pair
     assert held[stem.input[2]].data_type == TensorProto.FLOAT
     stored = next(t for t in tflite_file.read(fixture("vision_int8")).graphs[0].tensors if t.shape == (16, 3, 3, 3))
     integers = onnx.numpy_helper.to_array(held[weights.input[0]])
@@ -440,6 +442,12 @@ def test_tensorrt_for_rtx_builds_it(name: str, mode: str, tmp_path: Path) -> Non
 
 
 # What is refused
+
+
+def test_signature_is_for_tflite_too_and_tags_are_not() -> None:
+    recipe = {"model": {"source": "m.tflite", "signature": "encode", "tags": ["serve"]}}
+    (finding,) = check(recipe)
+    assert finding.message == "model.tags is for a saved_model, and this model is tflite"
 
 
 def test_format_is_told_from_the_content(tmp_path: Path) -> None:

@@ -244,6 +244,16 @@ def test_half_precision_is_allowed_more(tmp_path: Path) -> None:
     assert compared(text, lambda feeds: {"y": feeds["x"] * np.float16(2.01)}, tmp_path)["tolerance"] == 1e-2
 
 
+def test_graphs_that_quantize_are_allowed_a_few_steps(tmp_path: Path) -> None:
+    text = "g (float[batch,4] x) => (float[batch,4] y) <float s = {0.5}, int8 z = {0}> "
+    text += "{ q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z) }"
+
+    def run(feeds: Mapping[str, Any]) -> dict[str, Any]:
+        return {"y": np.clip(np.rint(feeds["x"] / 0.5), -128, 127) * 0.5}
+
+    assert compared(text, run, tmp_path)["tolerance"] == 2e-2
+
+
 def test_a_source_that_is_not_repeatable_is_said_to_be(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     with pytest.raises(StepError, match="different results for the same inputs"):

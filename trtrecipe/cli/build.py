@@ -143,12 +143,16 @@ def _print(built: Built, recipe: RecipeResult) -> None:
 
 def _remarks(result: TargetResult) -> Iterator[tuple[str, str]]:
     """What is to be said of a target: of whom, and what."""
+    from trtrecipe.run.results import search_may_help
+
     name = result.plan.target.id
     for candidate in result.candidates or (result,):
         for gate in candidate.gates:
             # A target that failed has said why; its gates were never reached.
             if gate.status != "met" and candidate.status != "failed":
                 yield candidate.plan.target.label, f"gate {gate.status}: {gate}"
+        if search_may_help(candidate):
+            yield candidate.plan.target.label, "precision.search: true finds the layers that INT8 harms, and keeps them"
     for note in result.notes:
         yield name, note
     if result.error:
@@ -194,7 +198,7 @@ def _row(result: TargetResult, status: str, engine: str) -> list[str]:
     return [
         target.id,
         status,
-        target.mode,
+        f"{target.mode} dynamic" if target.quantization == "dynamic" else target.mode,
         size(result.artifacts["engine"].size) if "engine" in result.artifacts else "",
         figure(metrics.get("accuracy"), 4),
         figure(metrics.get("reference_accuracy"), 4),

@@ -186,7 +186,7 @@ def _print_device(document: dict[str, Any]) -> None:
     else:
         accepts = document["accepts"]
         typer.echo(
-            f"  {'dialect':<20}{accepts['dialect']}, opset up to {accepts['opset_max']}, {_typing(accepts)} typing"
+            f"  {'dialect':<20}{accepts['dialect']}, {_opset(accepts)}"
         )
         typer.echo(f"  {'operators':<20}{_operators(accepts)}")
     _print_list("Notes", _notes(document))
@@ -216,6 +216,12 @@ def _row(release: dict[str, Any]) -> tuple[str, ...]:
         _operators(accepts),
         " or ".join(map(str, sorted(set(release["dla_cores"].values())))),
     )
+
+
+def _opset(accepts: dict[str, Any]) -> str:
+    if accepts["opset_max"] is None:
+        return "made of the source model, not of ONNX"
+    return f"opset up to {accepts['opset_max']}, {_typing(accepts)} typing"
 
 
 def _typing(accepts: dict[str, Any]) -> str:

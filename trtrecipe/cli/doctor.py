@@ -12,7 +12,7 @@ import typer
 from trtrecipe.cli.recipes import Json
 from trtrecipe.cli.render import print_json, size, table
 
-_TOOLS = ("onnx", "onnxruntime", "numpy", "pillow", "tensorflow", "tf2onnx", "tensorrt-rtx")
+_TOOLS = ("onnx", "onnxruntime", "numpy", "pillow", "tensorflow", "tf2onnx", "ai-edge-litert", "tensorrt-rtx")
 _LEAST_FREE = 1 << 30
 
 

@@ -9,6 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+QUALITY = ("accuracy", "agreement", "cosine")
+"""The gates that are limits on quality."""
+
 _SLACK = 1e-9
 """A difference of two accuracies carries rounding in its last digits: 0.98 - 0.97 is a hair above 0.01."""
 

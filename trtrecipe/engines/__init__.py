@@ -30,7 +30,10 @@ class Engine(Protocol):
 
 
 def open_engine(runtime: str, path: Path) -> Engine:
-    """Load the engine in `path` for measuring: all threads, the GPU if the runtime uses one. Raises StepError."""
+    """Load the engine in `path` for measuring: all threads (LiteRT: one), the GPU if the runtime uses one.
+
+    Raises StepError.
+    """
     if runtime == "onnxruntime":
         from trtrecipe.engines import ort
 
@@ -39,4 +42,8 @@ def open_engine(runtime: str, path: Path) -> Engine:
         from trtrecipe.engines import rtx
 
         return rtx.RtxEngine(path)
-    raise StepError(f"no runtime is called {runtime}", "runtimes: onnxruntime, tensorrt-rtx")
+    if runtime == "litert":
+        from trtrecipe.engines import tflite
+
+        return tflite.TfliteEngine(path)
+    raise StepError(f"no runtime is called {runtime}", "runtimes: onnxruntime, tensorrt-rtx, litert")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,11 @@ class TfliteSource:
             self._content = _rewritten(path, interface)
         except Damaged as error:
             raise tflite_file.damaged(error) from None
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, struct.error) as error:
+            # LiteRT's own reader checks nothing, and reads parts of the file that the export has no use for.
+            raise tflite_file.damaged(
+                Damaged(f"LiteRT's reader fails on it ({' '.join(str(error).split())})")
+            ) from None
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ def read(path: Path) -> ModelProto:
     """
     model = _parse(path.read_bytes())
     sound.require_one_file(model)
+    _require_known_versions(model)
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     carried.adopt(model)
@@ -60,6 +61,26 @@ def _parse(data: bytes) -> ModelProto:
     if not model.opset_import or not (model.graph.node or model.graph.input):
         raise StepError("the model file holds no ONNX graph", hint="check model.source and model.format")
     return model
+
+
+def _require_known_versions(model: ModelProto) -> None:
+    """Refuse what the installed onnx is too old for, or never knew."""
+    newest = onnx.defs.onnx_opset_version()
+    for what, found, least, most in (
+        ("IR version", model.ir_version, 3, onnx.IR_VERSION),
+        ("opset", opset(model), 7, newest),
+    ):
+        if found > most:
+            raise StepError(
+                f"the model is written in {what} {found}, and the installed onnx {onnx.__version__} knows {most} at "
+                "most",
+                hint=f"install a newer onnx, or save the model in {what} {most} or older",
+            )
+        if found < least:
+            raise StepError(
+                f"the model is written in {what} {found}, and {least} is the oldest that is read",
+                hint=f"export it again at opset {OLDEST}",
+            )
 
 
 def _raise_opset(model: ModelProto, version: int) -> ModelProto:

@@ -99,6 +99,15 @@ def _with_shapes(frozen: Frozen, shapes: Mapping[str, Shape]) -> Any:
 
 
 def _convert(definition: Any, frozen: Frozen, opset: int) -> _Converted:
+    """An optimizer of tf2onnx that fails is left out. That takes a copy of the graph before each of them, a tenth of an
+    export's time, and few fail: so the first attempt goes without."""
+    converted = _attempt(definition, frozen, opset, False) or _attempt(definition, frozen, opset, True)
+    assert converted is not None  # a careful attempt is an error, or one
+    return converted
+
+
+def _attempt(definition: Any, frozen: Frozen, opset: int, careful: bool) -> _Converted | None:
+    """The conversion; None where an optimizer failed and the attempt is not a careful one."""
     import tensorflow as tf
     from tf2onnx import optimizer, tf_loader, tfonnx
 
@@ -123,7 +132,13 @@ def _convert(definition: Any, frozen: Frozen, opset: int) -> _Converted:
             output_names=outputs,
         )
         tensorflow_repairs.give_scalars_an_axis(converted)
-        model: ModelProto = optimizer.optimize_graph(converted, optimizers=optimizers).make_model("model")
+        try:
+            simplified = optimizer.optimize_graph(converted, catch_errors=careful, optimizers=optimizers)
+        except Exception:  # whatever it was: the careful attempt takes note of it
+            if careful:
+                raise
+            return None
+        model: ModelProto = simplified.make_model("model")
     return _Converted(model, tuple(sound.foreign(model)), tuple(notes))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trtrecipe.errors import StepError
-from trtrecipe.graphs import frozen, tensorflow_refusals
+from trtrecipe.graphs import frozen, frozen_interface, tensorflow_refusals
 from trtrecipe.graphs.frozen import END, PLACEHOLDERS, Frozen
 from trtrecipe.graphs.sound import LISTED, listed
 from trtrecipe.graphs.tensorflow_runtime import explained, tensorflow
@@ -22,7 +22,7 @@ def plain(name: str) -> str:
 
 
 def freeze(path: Path, inputs: Collection[str], outputs: Collection[str], ranks: Mapping[str, int]) -> Frozen:
-    """The graph in the file, from the tensors `inputs` to the tensors `outputs`, named with or without `:0`.
+    """The graph in the file, from the tensors `inputs` to the tensors or layers `outputs`, named with or without `:0`.
 
     Without `inputs`, from the placeholders that the outputs need. `ranks`: input → number of axes, where the recipe
     says it. Raises StepError for names that are not there and for what lies open, listing what there is.
@@ -105,6 +105,10 @@ def _known(definition: Any, name: str, role: str, candidates: list[str]) -> str:
         raise StepError(
             f"the graph's operation {node} ({found.op}) has no output {position or 0}", hint=f"name another {role}"
         )
+    starts = {each.name: f"{each.name}:0" for each in definition.node if each.op in PLACEHOLDERS}
+    leaving = frozen_interface.layer(Frozen(definition, (), starts, {}), name) if role == "output" else None
+    if leaving is not None:
+        return leaving
     near = get_close_matches(node, [each.name for each in definition.node], n=1)
     meant = f"did you mean {near[0]}? " if near else ""
     raise StepError(f"the graph has no tensor {name}", hint=f"{meant}likely {role}s: {_some(candidates)}")

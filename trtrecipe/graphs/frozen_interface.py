@@ -131,11 +131,21 @@ def _tensor(given: Frozen, name: str) -> str:
             f"model.outputs names {name}, which several operations of the model are called",
             hint=f"name one of them in full: {cut.some([node.name for node in found])}",
         )
+    if (leaving := layer(given, name)) is not None:
+        return leaving
     own = {node.name: restored.name(node.name) for node in computing}
-    if any(name in scopes(called) for called in own.values()):
-        return cut.one_of(name, _leaving(given, computing, own, name))
     known = [*given.outputs, *own.values(), *(scope for called in own.values() for scope in scopes(called))]
     raise cut.unknown(name, known, given.outputs)
+
+
+def layer(given: Frozen, name: str) -> str | None:
+    """The tensor that leaves the layer; None where there is no such layer. Raises StepError for several."""
+    computing = [node for node in given.graph.node if node.op not in NO_LAYER]
+    restored = LayerNames(node.name for node in computing)
+    own = {node.name: restored.name(node.name) for node in computing}
+    if not any(name in scopes(called) for called in own.values()):
+        return None
+    return cut.one_of(name, _leaving(given, computing, own, name))
 
 
 def _computed(given: Frozen, name: str, node: Any, position: int) -> str:

@@ -2,7 +2,7 @@
 
 Keras's own safe mode does not cover all of it: the loader of HDF5 files in Keras 2 runs Lambda layers whatever it is
 told (CVE-2025-9905), functions may be any that can be imported (CVE-2025-1550, CVE-2025-8747), and vocabularies any
-file that can be read (CVE-2025-12058).
+file that can be read.
 """
 
 from __future__ import annotations

@@ -54,6 +54,7 @@ class Builder:
     _plain: dict[int, str] = field(default_factory=dict)
     _first: dict[int, str] = field(default_factory=dict)
     _primary: set[int] = field(default_factory=set)
+    _exact: dict[int, str] = field(default_factory=dict)  # of tensors with a pair: what is in front of it
     _constants: dict[int, Array] = field(default_factory=dict)
     _written: dict[int, str] = field(default_factory=dict)
 
@@ -122,7 +123,7 @@ class Builder:
                 self._written[number] = self.initializer(f"{self.base}/constant", self.constant(number))
             return self._written[number]
         if number not in self._plain:
-            self._plain[number] = self.node("Transpose", [self._first[number]], perm=TO_LAST)
+            self._plain[number] = self._turned(number, self._first[number], TO_LAST)
         return self._plain[number]
 
     def first(self, number: int) -> str:
@@ -130,8 +131,16 @@ class Builder:
         if self.is_constant(number):
             return self.initializer(f"{self.base}/constant", self.constant(number).transpose(TO_FIRST))
         if number not in self._first:
-            self._first[number] = self.node("Transpose", [self._plain[number]], perm=TO_FIRST)
+            self._first[number] = self._turned(number, self._plain[number], TO_FIRST)
         return self._first[number]
+
+    def _turned(self, number: int, name: str, perm: Sequence[int]) -> str:
+        """The other view of a tensor. A pair is moved behind the Transpose: TensorRT wants it where it is read."""
+        grid = self.grid(number)
+        if number not in self._exact or grid is None:
+            return self.node("Transpose", [name], perm=perm)
+        turned = self.node("Transpose", [self._exact[number]], perm=perm)
+        return self.pair(turned, self.tensor(number).kind, grid)
 
     def is_first(self, number: int) -> bool:
         """Whether the tensor came to be with channels first."""
@@ -231,6 +240,7 @@ class Builder:
         name = self.activate(name, fused)
         grid = self.grid(number)
         if grid is not None and not (same is not None and self.equal_grids(same, number)):
+            self._exact[number] = name
             name = self.pair(name, tensor.kind, grid)
         (self._first if first else self._plain)[number] = name
         if first:

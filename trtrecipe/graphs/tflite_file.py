@@ -28,6 +28,8 @@ ABSENT = -1
 
 _AXES = 8
 """Most axes of a tensor."""
+_ENTRIES = 1 << 28
+"""Most entries of a tensor that is computed: a gigabyte of floats."""
 _LFS = b"version https://git-lfs.github.com/spec/"
 
 
@@ -147,6 +149,8 @@ def _model(data: bytes) -> Model:
     graphs = tuple(_graph(table, codes, buffers) for table in root.tables(2))
     if not graphs:
         raise Damaged("it holds no graph")
+    for remark in root.tables(6):  # of no use here, but other readers unpack them, and what they hold is bounded so too
+        remark.text(0)
     return Model(graphs, tuple(_signatures(root.tables(7), graphs)))
 
 
@@ -155,9 +159,9 @@ def _code(table: Table) -> tuple[str, bool]:
     code = table.integer(0, "b")
     if code == schema.LARGE_CODES:
         code = table.integer(3, "i")
-    code = max(code, table.integer(3, "i"))
+    code, custom = max(code, table.integer(3, "i")), table.text(1)
     if code == schema.CUSTOM:
-        return table.text(1) or "a custom operator without a name", True
+        return custom or "a custom operator without a name", True
     if not 0 <= code < len(schema.OPERATORS):
         return f"operator {code}", True  # of a newer release, or of none: refused where it is used
     return schema.OPERATORS[code], False
@@ -203,6 +207,8 @@ def _tensor(table: Table, buffers: list[memoryview | None]) -> Tensor:
     if table.table(6) is not None:
         raise Damaged(f"the tensor {name} is sparse, which is not supported")
     data = buffers[buffer] if buffers else None
+    if data is None and math.prod(abs(size) for size in shape) > _ENTRIES:
+        raise Damaged(f"the tensor {name} has the shape {list(shape)}, more than {_ENTRIES} entries")
     details = table.table(4)
     quantization = None if details is None else _quantization(details, name, shape)
     return Tensor(name, schema.KINDS[kind], shape, data, quantization)

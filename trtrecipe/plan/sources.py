@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from trtrecipe import formats
+from trtrecipe import external_data, formats
 from trtrecipe.data.errors import DataError
 from trtrecipe.data.sampling import Sampling
 from trtrecipe.data.sources import STREAM, ArrayData, Data, LabelData, digest_samples, in_words, to_json, used_files
@@ -75,7 +76,7 @@ def digest_sources(sources: Iterable[Source], stat: StatCache) -> dict[Source, s
 
 
 def source_digest(source: Source, stat: StatCache) -> str:
-    """SHA-256 of a file, of a folder's files with their paths, or of the selected samples.
+    """SHA-256 of a file, with what an ONNX model keeps in others, of a folder's files, or of the selected samples.
 
     Raises DataError, OSError, FileChangedError.
     """
@@ -83,8 +84,32 @@ def source_digest(source: Source, stat: StatCache) -> str:
         return _sample_digest(source.data, source.sampling, stat)
     path = source.path
     if not path.is_dir():
-        return stat.digest(path, "", lambda: sha256_file(path))
+        own = stat.digest(path, "", lambda: sha256_file(path))
+        beside = _external_data(path, stat)
+        if not beside:
+            return own
+        others = [(name, path.parent / name) for name in beside]
+        digests = [[name, stat.digest(file, "", partial(sha256_file, file))] for name, file in others]
+        return sha256_json([["", own], *digests])
     return sha256_json([[name, stat.digest(file, "", partial(sha256_file, file))] for name, file in _files(path)])
+
+
+def _external_data(path: Path, stat: StatCache) -> list[str]:
+    """Files that an ONNX model keeps values in, relative to its folder; none for anything else. Raises DataError."""
+
+    def read() -> str:
+        try:
+            is_onnx = formats.model_format(path) == "onnx"
+        except formats.FormatError:  # a table of scales, say; of models it is said where their format is told
+            is_onnx = False
+        return json.dumps(external_data.needed(external_data.parts(path)) if is_onnx else {})
+
+    try:
+        sizes = json.loads(stat.digest(path, "external data", read))
+        external_data.require_there(path, sizes)
+    except formats.FormatError as error:
+        raise DataError(error.message, error.hint) from None
+    return sorted(sizes)
 
 
 def _sample_digest(data: Data, sampling: Sampling, stat: StatCache) -> str:

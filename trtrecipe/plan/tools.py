@@ -7,7 +7,10 @@ import sys
 from functools import cache
 from pathlib import Path
 
-EXTRAS = {"tensorflow": "tensorflow", "tf2onnx": "tensorflow", "tf-keras": "tensorflow", "tensorrt-rtx": "rtx"}
+EXTRAS = {
+    **dict.fromkeys(("tensorflow", "tf2onnx", "tf-keras", "ai-edge-litert"), "tensorflow"),
+    "tensorrt-rtx": "rtx",
+}
 """Distribution → the extra of trtrecipe that installs it; the others come with trtrecipe itself."""
 
 _METADATA = re.compile(r"^(?P<name>[^-]+)-(?P<version>[^-]+)\.dist-info$")

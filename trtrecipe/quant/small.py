@@ -37,7 +37,7 @@ def _product(graph: Overview, index: int) -> tuple[str, str] | None:
     inner = next((size for size in (*right[-2:-1], *left[-1:]) if size is not None), None)
     if (inner or LEAST) >= LEAST and (columns or LEAST) >= LEAST:
         return None
-    return f"{_size(inner)} x {_size(columns)}", f"to multiply by, INT8 kernels want {LEAST} x {LEAST} values or more"
+    return f"{_size(inner)} x {_size(columns)}", f"INT8 kernels want to multiply by {LEAST} x {LEAST} values or more"
 
 
 def _size(extent: int | None) -> str:

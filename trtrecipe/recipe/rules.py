@@ -22,6 +22,7 @@ _WITHOUT_IMPLICIT = {
     "jetson": "its networks are strongly typed, with precisions in the graph",
     "rtx": "its networks are strongly typed, with precisions in the graph",
     "host": "ONNX Runtime reads no calibration table",
+    "tflite": "TensorFlow's converter reads no calibration table",
 }
 
 
@@ -100,10 +101,34 @@ def _precision(index: int, written: Any, shared: Any, profile: Profile, dialect:
         hint = f"write {{profile: {written}, {better}}}" if isinstance(written, str) else f"give this target {better}"
         at = _place(index, written, *(("precision", "mode") if own else ("profile",)))
         yield Finding(at, f"{profile.id} does not compute {' or '.join(modes)}: {why}", hint)
-    elif "int8" in modes and _at(block, "quantization") == "implicit" and not dialect.implicit:
-        at = _place(index, written, *(("precision", "quantization") if own else ("profile",)))
+        return
+    at = _place(index, written, *(("precision", "quantization") if own else ("profile",)))
+    quantization = _at(block, "quantization") if "int8" in modes else None
+    if quantization == "implicit" and not dialect.implicit:
         message = f"{profile.id} with {dialect.id} has no implicit quantization: {_WITHOUT_IMPLICIT[profile.family]}"
         yield Finding(at, message, "use quantization: explicit for this target")
+    if quantization == "dynamic" and profile.family != "tflite":
+        message = f"{profile.id} has no dynamic quantization: only TFLite quantizes weights without activations"
+        yield Finding(at, message, "use quantization: explicit for this target, with calibration data")
+    if profile.family == "tflite":
+        yield from _tflite(index, written, block, own, shared)
+
+
+def _tflite(index: int, written: Any, block: Any, own: bool, shared: Any) -> Iterator[Finding]:
+    """What TensorFlow's converter cannot be told."""
+    mode = _at(block, "mode")
+    modes = mode if isinstance(mode, list) else [mode]
+    for key in ("keep", "search"):
+        if _at(block, key):
+            at = _place(index, written, *(("precision", key) if own else ("profile",)))
+            message = f"tflite cannot {key} layers: TensorFlow's converter decides by operator what it quantizes"
+            hint = "give this target a precision of its own, without keep and search"
+            yield Finding(at, message, hint, at_key=own and isinstance(written, dict))
+    explicit = "int8" in modes and _at(block, "quantization") != "dynamic"
+    if explicit and _at(shared, "calibration", "table") is not None:
+        at = _place(index, written, *(("precision", "mode") if own else ("profile",)))
+        message = "tflite cannot take its ranges from calibration.table, which is TensorRT's and names ONNX tensors"
+        yield Finding(at, message, "give calibration.data, or this target quantization: dynamic")
 
 
 def _kept(index: int, written: Any, shared: Any, profile: Profile, dialect: Dialect) -> Iterator[Finding]:
@@ -178,7 +203,10 @@ def _targets(written: str | TargetEntry, recipe: Recipe, catalog: Catalog, shown
             workspace=workspace if dialect.workspace else None,
             dims=entry.model.dims if entry.model else recipe.model.dims,
             gates=entry.gates or recipe.gates,
-            notes=(*_notes(profile, dialect, precision, mode, workspace), *_notes_on_data(recipe, mode)),
+            notes=(
+                *_notes(profile, dialect, precision, mode, workspace),
+                *_notes_on_data(recipe, profile, precision, mode),
+            ),
         )
 
 
@@ -188,8 +216,15 @@ def _fallback(profile: Profile, precision: Precision, mode: str) -> str | None:
     return precision.fallback if precision.fallback in profile.fallbacks else profile.fallbacks[0]
 
 
-def _notes_on_data(recipe: Recipe, mode: str) -> Iterator[str]:
-    if mode != "int8" or recipe.calibration is None or recipe.calibration.data is None or recipe.evaluation is None:
+def _notes_on_data(recipe: Recipe, profile: Profile, precision: Precision, mode: str) -> Iterator[str]:
+    if mode != "int8" or precision.quantization == "dynamic":
+        return
+    if recipe.calibration is None or recipe.calibration.data is None:
+        return
+    if profile.family == "tflite" and recipe.calibration.method != "minmax":
+        method = recipe.calibration.method
+        yield f"calibration.method {method} does not apply to tflite: its converter takes the least and largest values"
+    if recipe.evaluation is None:
         return
     calibration, evaluation = (_without_labels(block.data) for block in (recipe.calibration, recipe.evaluation))
     if calibration == evaluation:

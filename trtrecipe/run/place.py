@@ -26,6 +26,7 @@ FILES = {
     "calibration_table": "calibration.table",
     "preprocessing": "preprocessing.json",
 }
+TFLITE = "model.tflite"  # the engine, where it is one that other tools know by its suffix
 MANIFEST = "manifest.json"
 
 
@@ -39,8 +40,14 @@ def place(graph: Graph, recipe: RecipePlan, result: TargetResult, store: Store, 
     if result.status in ("failed", "gate-failed") or (result.candidates and result.chosen is None):
         return {}
     folder = output / recipe.name / result.plan.target.id
+<<<<<<< HEAD
     wanted = {FILES[name]: blob for name, blob in result.artifacts.items()}
     manifest = _manifest_text(graph, recipe, result, _built_on(graph, result, store)).encode()
+=======
+    named = _files(result)
+    wanted = {named[name]: blob for name, blob in result.artifacts.items()}
+    manifest = _manifest_text(graph, recipe, result).encode()
+>>>>>>> main
     try:
         before = _read_manifest(folder)
         absent = {name: blob for name, blob in wanted.items() if not _is_there(folder / name, blob, store)}
@@ -54,7 +61,12 @@ def place(graph: Graph, recipe: RecipePlan, result: TargetResult, store: Store, 
             _write(folder, absent, stale, manifest, store)
     except OSError as error:
         raise explain_oserror(error, folder, "output folder") from error
-    return {name: folder / FILES[name] for name in result.artifacts} | {"manifest": folder / MANIFEST}
+    return {name: folder / named[name] for name in result.artifacts} | {"manifest": folder / MANIFEST}
+
+
+def _files(result: TargetResult) -> dict[str, str]:
+    """Artifact name → file name."""
+    return FILES | ({"engine": TFLITE} if result.plan.target.profile.family == "tflite" else {})
 
 
 def _write(folder: Path, absent: Mapping[str, Blob], stale: Mapping[str, str], manifest: bytes, store: Store) -> None:
@@ -102,7 +114,9 @@ def _read_manifest(folder: Path) -> dict[str, str]:
         if not _is_plain(folder / MANIFEST):
             return {}
         artifacts = json.loads((folder / MANIFEST).read_bytes())["artifacts"]
-        return {entry["file"]: entry["sha256"] for entry in artifacts.values() if entry["file"] in FILES.values()}
+        return {
+            entry["file"]: entry["sha256"] for entry in artifacts.values() if entry["file"] in (*FILES.values(), TFLITE)
+        }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
@@ -152,7 +166,9 @@ def _manifest_text(graph: Graph, recipe: RecipePlan, result: TargetResult, devic
         },
         "status": "pending" if result.status == "pending" else "complete",
         "evaluated": result.plan.evaluates if "evaluated" in result.metrics else None,
-        "artifacts": {name: {"file": FILES[name], **asdict(blob)} for name, blob in sorted(result.artifacts.items())},
+        "artifacts": {
+            name: {"file": _files(result)[name], **asdict(blob)} for name, blob in sorted(result.artifacts.items())
+        },
         "metrics": result.metrics,
         "gates": [asdict(gate) for gate in result.gates],
         "search": result.search,

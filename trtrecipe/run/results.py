@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
+from trtrecipe.data.limits import QUALITY
 from trtrecipe.plan.graph import Graph, RecipePlan, TargetPlan
 from trtrecipe.recipe.findings import listed
 from trtrecipe.run.events import Outcome
@@ -86,6 +87,13 @@ def choose(candidates: Sequence[TargetResult]) -> TargetResult:
     status = "built" if chosen.status == "cached" and "built" in ended else chosen.status
     mode = chosen.plan.target.mode
     return replace(chosen, status=status, steps=steps, candidates=every, chosen=mode)
+
+
+def search_may_help(result: TargetResult) -> bool:
+    """Whether the target misses a gate that keeping layers out of INT8 may meet, and nobody looks for those layers."""
+    target = result.plan.target
+    missed = {gate.gate.partition(".")[0] for gate in result.gates if gate.status == "missed"}
+    return not missed.isdisjoint(QUALITY) and target.quantization == "explicit" and not target.search
 
 
 def _target_result(graph: Graph, recipe: RecipePlan, plan: TargetPlan, outcomes: Mapping[str, Outcome]) -> TargetResult:

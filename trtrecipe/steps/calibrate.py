@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from trtrecipe.quant.histogram import Histogram
     from trtrecipe.quant.scales import Scales
 
-VERSION = 3
+VERSION = 4
 OUTPUTS = {"scales": "scales.json"}
 NUMERIC = True
 

@@ -1,9 +1,14 @@
-"""ONNX → engine."""
+"""ONNX → engine; for TFLite, the source model → its file."""
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+=======
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+>>>>>>> main
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,29 +18,49 @@ if TYPE_CHECKING:
 VERSION = 1
 OUTPUTS = {"engine": "model.engine"}
 NUMERIC = True
-_TOOLS = {"onnxruntime": ("onnxruntime",), "tensorrt-rtx": ("tensorrt-rtx", "onnx")}
+_TOOLS = {
+    "onnxruntime": ("onnxruntime",),
+    "tensorrt-rtx": ("tensorrt-rtx", "onnx"),
+    "tflite": ("keras", "numpy", "onnx", "tensorflow", "tf-keras", "tf2onnx"),
+}
 
 
 @dataclass(frozen=True)
 class Params:
+<<<<<<< HEAD
     """`dims`: name → {"min", "opt", "max"}. `workspace`: bytes that tactics may use. ONNX Runtime takes neither.
 
     For trtexec alone, None with other builders: `mode`, `fallback` and whether the network is `strongly_typed`.
+=======
+    """`dims`: name → {"min", "opt", "max"}. `workspace`: bytes that tactics may use; tensorrt-rtx only, as are dims.
+
+    tflite only: `mode` and `quantization` as `Target` has them, `source`: which graph of the source model, as the
+    parameters of export say it, `preprocess` of the samples that ranges are taken from.
+>>>>>>> main
     """
 
     builder: str
     dims: dict[str, dict[str, int]] = field(default_factory=dict)
     workspace: int | None = None
     mode: str | None = None
+<<<<<<< HEAD
     fallback: str | None = None
     strongly_typed: bool | None = None
+=======
+    quantization: str | None = None
+    source: dict[str, Any] = field(default_factory=dict)
+    preprocess: dict[str, list[Any]] = field(default_factory=dict)
+>>>>>>> main
 
 
 def tools(params: Params) -> tuple[str, ...]:
     """The distributions that the engine's bytes depend on."""
+    if params.source.get("format") == "tflite":
+        return ()
     return _TOOLS.get(params.builder, ())
 
 
+<<<<<<< HEAD
 def run(
     params: Params,
     inputs: Mapping[str, Path],
@@ -48,6 +73,12 @@ def run(
     """With "onnx" → the engine; "keep" and "table" for trtexec, which builds on `device`. Measures its size, and notes.
 
     trtexec measures more (`device.build`). Raises Unreachable where the device cannot be had.
+=======
+def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, Any]:
+    """With "onnx" → the engine; tflite takes "model" (what fetch made) too, and "data.*" where samples give the ranges.
+
+    Measures the engine's size in bytes, and notes.
+>>>>>>> main
     """
     engine, notes = out / OUTPUTS["engine"], list[str]()
     if params.builder == "onnxruntime":
@@ -59,11 +90,16 @@ def run(
         from trtrecipe.graphs import files
 
         notes = rtx_build.build(files.load(inputs["onnx"]), engine, params.dims, params.workspace)
+<<<<<<< HEAD
     elif params.builder == "trtexec":
         from trtrecipe.device import build
 
         assert device is not None  # the plan gives a step with this builder a device
         return build.build(device, _job(params, inputs, key), engine, say)
+=======
+    elif params.builder == "tflite":
+        notes = _tflite(params, inputs, engine)
+>>>>>>> main
     else:
         from trtrecipe.errors import StepError
 
@@ -72,6 +108,7 @@ def run(
     return {"size": engine.stat().st_size, "notes": notes}
 
 
+<<<<<<< HEAD
 def _job(params: Params, inputs: Mapping[str, Path], key: str) -> Job:
     """What trtexec is told: shapes from the graph, the layers that stay in another precision than their network."""
     from trtrecipe.device.build import Job
@@ -108,3 +145,37 @@ def _job(params: Params, inputs: Mapping[str, Path], key: str) -> Job:
         layers = {name: each for name, each in kept.items() if "table" in inputs or each != default}
         spec = replace(spec, layers=layers)
     return Job(key, spec, given)
+=======
+def _tflite(params: Params, inputs: Mapping[str, Path], engine: Path) -> list[str]:
+    """The TFLite file of the source model; the source itself where it is one already."""
+    import tempfile
+
+    from trtrecipe.data import batches
+    from trtrecipe.data.preprocess import Array
+    from trtrecipe.engines import tflite_build, tflite_kind
+    from trtrecipe.graphs import files
+    from trtrecipe.graphs.interface import interface
+    from trtrecipe.steps import export
+
+    source = export.Params(**params.source)
+    assert params.mode is not None
+    if source.format == "tflite":
+        tflite_kind.require(inputs["model"], params.mode, params.quantization, bool(source.rename or source.outputs))
+        engine.write_bytes(inputs["model"].read_bytes())
+        return ["the model is a TFLite file already, which is left as it is"]
+    graph = interface(files.load(inputs["onnx"]))
+    samples = (
+        batches.load(inputs, graph, params.preprocess) if any(role.startswith("data") for role in inputs) else None
+    )
+
+    def feeds() -> Iterator[Mapping[str, Array]]:
+        assert samples is not None
+        # The last sample of the last batch comes several times, which is nothing to a range.
+        return (batch.feeds for batch in batches.batches(samples, graph, params.preprocess))
+
+    with tempfile.TemporaryDirectory(prefix="trtrecipe-") as folder:
+        frozen, side = export.frozen_source(source, inputs["model"], Path(folder))
+        given = tflite_build.Source(frozen, graph.inputs, side.perms)
+        chosen = feeds if samples is not None else None
+        return tflite_build.build(given, engine, params.mode, params.quantization, chosen)
+>>>>>>> main

@@ -106,15 +106,17 @@ def _onnx(params: Params, path: Path) -> _Exported:
     given = from_onnx.read(path)
     ended = cut.cut(given, params.outputs) if params.outputs else None
     ends = given if ended is None else ended.model
-    model = from_onnx.at_opset(ends, params.opset)
-    exported, side, notes = _as_engine(params, model)
-    found = layers.of_onnx([node.name for node in ends.graph.node], exported)
+    source = [node.name for node in ends.graph.node]  # before shapes are settled in that very graph
+    exported, side, notes = _as_engine(params, from_onnx.at_opset(ends, params.opset))
+    found = layers.of_onnx(source, exported)
 
     def check(file: Path) -> dict[str, Any]:
         from trtrecipe.graphs.interface import interface
         from trtrecipe.truth import check, onnx_source
 
-        against = onnx_source.of_file(path if ended is None else ends, exported, side)
+        # Read again: the graph that was settled is no source to compare it with.
+        given = path if ended is None else cut.cut(from_onnx.read(path), params.outputs).model
+        against = onnx_source.of_file(given, exported, side)
         if against is None:
             return {}
         return check.check(exported, file, interface(exported).inputs, against, params.sizes, params.tolerance)
@@ -159,9 +161,11 @@ def _as_engine(params: Params, model: ModelProto) -> tuple[ModelProto, EngineSid
 def _tensorflow(params: Params, path: Path, folder: Path) -> _Exported:
     from dataclasses import replace
 
-    from trtrecipe.graphs import cut, from_tensorflow, input_layout, layers, shapes, sound
+    from trtrecipe.graphs import cut, from_tensorflow, frozen_graph, input_layout, layers, shapes, sound
     from trtrecipe.graphs.canonical import renamed
 
+    if params.format == "frozen_graph":  # whose recipe may call a tensor `image:0`
+        params = replace(params, inputs={frozen_graph.plain(name): spec for name, spec in params.inputs.items()})
     frozen, side, keras, source, dropped = _frozen(params, path, folder)
     bound = shapes.bind(side.specs(frozen.inputs), params.inputs, params.dims)
     model, notes = from_tensorflow.to_onnx(frozen, side.shapes(bound.shapes), params.opset)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trtrecipe import formats
+from trtrecipe import external_data, formats
 from trtrecipe.errors import StepError
 
 VERSION = 1
@@ -34,13 +34,18 @@ def tools(params: Params) -> tuple[str, ...]:
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, Any]:
-    """Copy "source" (file or directory) to `out/model`. Raises StepError if it is not what `params.format` says,
-    and for Git LFS pointers."""
+    """Copy "source" (file or directory) to `out/model`, an ONNX model with what it keeps in other files.
+
+    Raises StepError if it is not what `params.format` says, for Git LFS pointers, and for files that do not fit.
+    """
     import shutil
 
     source, target = inputs["source"], out / OUTPUTS["model"]
     try:
         formats.model_format(source, params.format)
+        if params.format == "onnx":
+            external_data.write_in_one(source, target)
+            return {}
     except formats.FormatError as error:
         raise StepError(f"the model {error.message}", hint=error.hint) from error
     except OSError as error:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 VERSION = 1
 OUTPUTS: Mapping[str, str] = {}
 NUMERIC = True
+_RUNTIMES = {"tensorrt-rtx": "tensorrt-rtx", "litert": "ai-edge-litert"}
+"""Runtime of an engine → the distribution it is, where that is not ONNX Runtime."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Params:
 
 def tools(params: Params) -> tuple[str, ...]:
     """The distributions that figures depend on."""
-    on_gpu = params.evaluates == "engine" and params.runtime == "tensorrt-rtx"
-    return ("onnx", "numpy", "tensorrt-rtx" if on_gpu else "onnxruntime")
+    runtime = _RUNTIMES.get(params.runtime, "onnxruntime") if params.evaluates == "engine" else "onnxruntime"
+    return ("onnx", "numpy", runtime)
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, Any]:
@@ -63,6 +65,10 @@ def _open(params: Params, inputs: Mapping[str, Path]) -> Engine:
         from trtrecipe.engines.rtx import RtxEngine
 
         return RtxEngine(inputs["engine"])
+    if params.evaluates == "engine" and params.runtime == "litert":
+        from trtrecipe.engines.tflite import TfliteEngine
+
+        return TfliteEngine(inputs["engine"])
     from trtrecipe.engines.ort import OrtEngine
 
     if params.evaluates == "engine":
@@ -77,7 +83,7 @@ def _size(params: Params, graph: Any) -> int:
     """The batch: what the engine is tuned for where its range is limited, else the constant one."""
     from trtrecipe.data.batches import BATCH
 
-    if params.evaluates == "graph" or params.runtime == "onnxruntime":
+    if params.evaluates == "graph" or params.runtime in ("onnxruntime", "litert"):
         return BATCH
     named = [spec.shape[0] for spec in graph.inputs if spec.shape and isinstance(spec.shape[0], str)]
     return params.dims[named[0]]["opt"] if named and named[0] in params.dims else BATCH

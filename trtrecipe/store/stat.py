@@ -96,7 +96,7 @@ class StatCache:
             self._database = None
 
     def digest(self, path: Path, part: str, compute: Callable[[], str]) -> str:
-        """The SHA-256 that `compute` gives for `part` of the file, from its row where that counts.
+        """The SHA-256 (or other text) that `compute` gives for `part` of the file, from its row where that counts.
 
         Raises OSError, FileChangedError when the file changes meanwhile, and whatever `compute` raises.
         """

@@ -137,7 +137,7 @@ def _releases() -> tuple[_Release, ...]:
 
 def _published() -> Iterator[_Published]:
     for dialect in load_catalog().dialects.values():
-        if dialect.operators_from is not None:
+        if dialect.operators_from is not None and dialect.opset_max is not None:
             table = operators(dialect.operators_from)
             yield _Published(dialect.operators_from, dialect.opset_max, table, dialect.sources[0])
     for id, entry in _data()["releases"].items():

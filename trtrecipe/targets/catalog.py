@@ -30,18 +30,18 @@ class TargetError(InputError):
 
 @dataclass(frozen=True)
 class Dialect:
-    """What one TensorRT release family, TensorRT for RTX, or ONNX Runtime accepts.
+    """What one TensorRT release family, TensorRT for RTX, ONNX Runtime or TFLite accepts.
 
-    `id` is "trt-8.2", "rtx", "ort". `opset_max` is the highest ONNX opset of the default domain that it takes.
-    `strongly_typed`: precisions are baked into the graph, there are no precision flags. `operators_from` names the
-    release whose operator table serves (see `operators`), None where there is none and the runtime itself is asked;
-    `assumed` says that opset ceiling and table were published for an older release. `dla` and `workspace`: whether
-    the builder can use DLA cores and takes a workspace limit.
+    `id` is "trt-8.2", "rtx", "ort", "tflite". `opset_max` is the highest ONNX opset of the default domain that it
+    takes, None for what is not made of ONNX graphs. `strongly_typed`: precisions are baked into the graph, there are no
+    precision flags. `operators_from` names the release whose operator table serves (see `operators`), None where there
+    is none and the runtime itself is asked; `assumed` says that opset ceiling and table were published for an older
+    release. `dla` and `workspace`: whether the builder can use DLA cores and takes a workspace limit.
     """
 
     id: str
     tensorrt: str | None
-    opset_max: int
+    opset_max: int | None
     operators_from: str | None
     assumed: bool
     strongly_typed: bool
@@ -105,9 +105,9 @@ class Variant:
 class Profile:
     """What we know of a device type.
 
-    `family` is "jetson", "rtx" or "host"; `builder` the tool that makes its engines ("trtexec", "tensorrt-rtx",
-    "onnxruntime"). `precisions` are the modes it computes, `fallbacks` those that it can compute beside int8.
-    `precision_notes`: what a person should know of a precision, by its name, or "fallback".
+    `family` is "jetson", "rtx", "host" or "tflite"; `builder` the tool that makes its engines ("trtexec",
+    "tensorrt-rtx", "onnxruntime", "tflite"). `precisions` are the modes it computes, `fallbacks` those that it can
+    compute beside int8. `precision_notes`: what a person should know of a precision, by its name, or "fallback".
     """
 
     id: str

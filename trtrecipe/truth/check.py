@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from trtrecipe.data.preprocess import Array
 from trtrecipe.engines.ort import OrtEngine
 from trtrecipe.errors import StepError
+from trtrecipe.graphs.edit import all_nodes
 from trtrecipe.graphs.interface import TensorSpec, interface
 from trtrecipe.truth import indices, samples
 from trtrecipe.truth.difference import Difference
@@ -24,6 +25,9 @@ that sum FP32 in different orders differ by 1e-5 and less on deep networks; what
 more."""
 HALF_TOLERANCE = 1e-2
 """The same for outputs of 16 bits, and of graphs that compute in them: FP16 holds three decimal digits."""
+QUANTIZED_TOLERANCE = 2e-2
+"""The same for graphs that quantize, five of 255 steps: a value between two of them goes up in one runtime and down in
+the other by its last bit, and what follows differs by a step."""
 
 STEPS = 4
 """Steps of an 8 bit output that are allowed in any case. Integer kernels round in places where Q/DQ do not: in
@@ -105,7 +109,9 @@ def limit(model: ModelProto, output: str, tolerance: float | None) -> float:
         return tolerance
     halves = {"float16", "bfloat16"}
     inside = {tensor.data_type for tensor in model.graph.initializer}
-    half = interface(model).output(output).dtype in halves or inside & {10, 16}
+    if any(node.op_type == "QuantizeLinear" for node in all_nodes(model.graph)):
+        return QUANTIZED_TOLERANCE
+    half = interface(model).output(output).dtype in halves or inside & {TensorProto.FLOAT16, TensorProto.BFLOAT16}
     return HALF_TOLERANCE if half else TOLERANCE
 
 
