@@ -83,11 +83,7 @@ ALLOWED = {
     "recipe": {"targets"},
     "targets": {"recipe"},  # for typing alone
     "store": set(),
-<<<<<<< HEAD
-    "steps": {"graphs", "data", "quant", "targets", "engines", "preflight", "device"},
-=======
-    "steps": {"graphs", "data", "quant", "targets", "engines", "preflight", "truth"},
->>>>>>> main
+    "steps": {"graphs", "data", "quant", "targets", "engines", "preflight", "truth", "device"},
     "quant": {"engines", "data", "graphs"},
     "engines": {"data", "graphs"},
     "truth": {"engines", "data", "graphs"},

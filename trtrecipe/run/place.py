@@ -40,14 +40,9 @@ def place(graph: Graph, recipe: RecipePlan, result: TargetResult, store: Store, 
     if result.status in ("failed", "gate-failed") or (result.candidates and result.chosen is None):
         return {}
     folder = output / recipe.name / result.plan.target.id
-<<<<<<< HEAD
-    wanted = {FILES[name]: blob for name, blob in result.artifacts.items()}
-    manifest = _manifest_text(graph, recipe, result, _built_on(graph, result, store)).encode()
-=======
     named = _files(result)
     wanted = {named[name]: blob for name, blob in result.artifacts.items()}
-    manifest = _manifest_text(graph, recipe, result).encode()
->>>>>>> main
+    manifest = _manifest_text(graph, recipe, result, _built_on(graph, result, store)).encode()
     try:
         before = _read_manifest(folder)
         absent = {name: blob for name, blob in wanted.items() if not _is_there(folder / name, blob, store)}

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-=======
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
->>>>>>> main
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,30 +22,22 @@ _TOOLS = {
 
 @dataclass(frozen=True)
 class Params:
-<<<<<<< HEAD
-    """`dims`: name → {"min", "opt", "max"}. `workspace`: bytes that tactics may use. ONNX Runtime takes neither.
+    """`dims`: name → {"min", "opt", "max"}. `workspace`: bytes that tactics may use. Both for TensorRT alone.
 
-    For trtexec alone, None with other builders: `mode`, `fallback` and whether the network is `strongly_typed`.
-=======
-    """`dims`: name → {"min", "opt", "max"}. `workspace`: bytes that tactics may use; tensorrt-rtx only, as are dims.
-
-    tflite only: `mode` and `quantization` as `Target` has them, `source`: which graph of the source model, as the
-    parameters of export say it, `preprocess` of the samples that ranges are taken from.
->>>>>>> main
+    `mode` as `Target` has it, for tflite and trtexec. trtexec only: `fallback` as `Target` has it, and whether the
+    network is `strongly_typed`. tflite only: `quantization` as `Target` has it, `source`: which graph of the source
+    model, as the parameters of export say it, `preprocess` of the samples that ranges are taken from.
     """
 
     builder: str
     dims: dict[str, dict[str, int]] = field(default_factory=dict)
     workspace: int | None = None
     mode: str | None = None
-<<<<<<< HEAD
     fallback: str | None = None
     strongly_typed: bool | None = None
-=======
     quantization: str | None = None
     source: dict[str, Any] = field(default_factory=dict)
     preprocess: dict[str, list[Any]] = field(default_factory=dict)
->>>>>>> main
 
 
 def tools(params: Params) -> tuple[str, ...]:
@@ -60,7 +47,6 @@ def tools(params: Params) -> tuple[str, ...]:
     return _TOOLS.get(params.builder, ())
 
 
-<<<<<<< HEAD
 def run(
     params: Params,
     inputs: Mapping[str, Path],
@@ -70,15 +56,11 @@ def run(
     key: str = "",
     say: Callable[[str], None] = print,
 ) -> Mapping[str, Any]:
-    """With "onnx" → the engine; "keep" and "table" for trtexec, which builds on `device`. Measures its size, and notes.
+    """With "onnx" → the engine; tflite takes "model" (what fetch made) too, and "data.*" where samples give the ranges;
+    trtexec takes "keep" and "table", and builds on `device`.
 
-    trtexec measures more (`device.build`). Raises Unreachable where the device cannot be had.
-=======
-def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, Any]:
-    """With "onnx" → the engine; tflite takes "model" (what fetch made) too, and "data.*" where samples give the ranges.
-
-    Measures the engine's size in bytes, and notes.
->>>>>>> main
+    Measures the engine's size in bytes, and notes; trtexec more (`device.build`). Raises Unreachable where the device
+    cannot be had.
     """
     engine, notes = out / OUTPUTS["engine"], list[str]()
     if params.builder == "onnxruntime":
@@ -90,16 +72,13 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, A
         from trtrecipe.graphs import files
 
         notes = rtx_build.build(files.load(inputs["onnx"]), engine, params.dims, params.workspace)
-<<<<<<< HEAD
     elif params.builder == "trtexec":
         from trtrecipe.device import build
 
         assert device is not None  # the plan gives a step with this builder a device
         return build.build(device, _job(params, inputs, key), engine, say)
-=======
     elif params.builder == "tflite":
         notes = _tflite(params, inputs, engine)
->>>>>>> main
     else:
         from trtrecipe.errors import StepError
 
@@ -108,7 +87,6 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, A
     return {"size": engine.stat().st_size, "notes": notes}
 
 
-<<<<<<< HEAD
 def _job(params: Params, inputs: Mapping[str, Path], key: str) -> Job:
     """What trtexec is told: shapes from the graph, the layers that stay in another precision than their network."""
     from trtrecipe.device.build import Job
@@ -145,7 +123,8 @@ def _job(params: Params, inputs: Mapping[str, Path], key: str) -> Job:
         layers = {name: each for name, each in kept.items() if "table" in inputs or each != default}
         spec = replace(spec, layers=layers)
     return Job(key, spec, given)
-=======
+
+
 def _tflite(params: Params, inputs: Mapping[str, Path], engine: Path) -> list[str]:
     """The TFLite file of the source model; the source itself where it is one already."""
     import tempfile
@@ -178,4 +157,3 @@ def _tflite(params: Params, inputs: Mapping[str, Path], engine: Path) -> list[st
         given = tflite_build.Source(frozen, graph.inputs, side.perms)
         chosen = feeds if samples is not None else None
         return tflite_build.build(given, engine, params.mode, params.quantization, chosen)
->>>>>>> main
