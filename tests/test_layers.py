@@ -73,7 +73,9 @@ def test_a_saved_model_tells_the_same_layers(
     nested: tuple[layers.Layers, layers.Layers, onnx.ModelProto],
 ) -> None:
     from_keras, from_saved, _ = nested
-    assert {name for name, nodes in from_keras.items() if nodes} == {name for name, nodes in from_saved.items() if nodes}
+    assert {name for name, nodes in from_keras.items() if nodes} == {
+        name for name, nodes in from_saved.items() if nodes
+    }
     assert from_saved.items() <= from_keras.items()
 
 

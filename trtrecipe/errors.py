@@ -56,6 +56,10 @@ class StepError(TrtrecipeError):
     exit_code = 1
 
 
+class Unreachable(StepError):
+    """A device cannot be had now. What needs it waits: nothing is wrong with it, and a later build goes on there."""
+
+
 class StoreError(TrtrecipeError):
     """The store cannot be used (not writable, full)."""
 

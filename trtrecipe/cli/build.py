@@ -32,6 +32,7 @@ def build(
     as_json: Json = False,
 ) -> int:
     """Build recipes: run what the store lacks, verify, and place engines with their manifests."""
+    from trtrecipe.cli.fleet import fleet_for
     from trtrecipe.cli.progress import watch
     from trtrecipe.plan.machine import this_machine
     from trtrecipe.plan.pipeline import build_graph
@@ -41,8 +42,9 @@ def build(
     started = time.monotonic()
     machine = this_machine()
     graph = build_graph(load_all(paths, targets), machine, targets or ())
+    fleet = fleet_for(graph, paths)
     with Store(default_root()) as store, watch(sys.stderr) as listener:
-        built = run_build(graph, store, machine, jobs, output, listener)
+        built = run_build(graph, store, machine, jobs, output, listener, fleet)
     seconds = round(time.monotonic() - started, 3)
     if as_json:
         documents = [_document(graph, built, recipe, seconds) for recipe in built.recipes]

@@ -8,21 +8,23 @@ from typing import Annotated, Any
 import typer
 
 from trtrecipe.cli.recipes import Json
-from trtrecipe.cli.render import print_json, table
+from trtrecipe.cli.render import present, print_json, table
 from trtrecipe.targets.catalog import Catalog, Dialect, Profile, Release, load_catalog
 
 app = typer.Typer(help="The devices that recipes can name.")
 
-Spec = Annotated[str, typer.Argument(metavar="PROFILE[@JETPACK]", show_default=False)]
+Spec = Annotated[str, typer.Argument(metavar="PROFILE[@JETPACK] or DEVICE", show_default=False)]
 
 
 @app.command("list")
 def list_devices(as_json: Json = False) -> None:
-    """List the device profiles and their releases."""
-    catalog = load_catalog()
+    """List the device profiles and their releases, and the devices of the inventory."""
+    from trtrecipe.cli import inventory
+
+    catalog, here = load_catalog(), inventory.documents()
     if as_json:
         devices = [_summary(catalog, profile) for profile in catalog.profiles]
-        print_json({"schema": "trtrecipe/devices/v1", "devices": devices})
+        print_json(present({"schema": "trtrecipe/devices/v1", "devices": devices, "inventory": here or None}))
         return
     rows = [
         (
@@ -35,11 +37,40 @@ def list_devices(as_json: Json = False) -> None:
         for profile in catalog.profiles
     ]
     typer.echo(table(("PROFILE", "COMPUTE CAPABILITY", "PRECISIONS", "DLA CORES", "JETPACK"), rows))
+    if here:
+        typer.echo("")
+        inventory.print_list(here)
+
+
+@app.command("probe")
+def probe_device(
+    name: Annotated[str, typer.Argument(metavar="DEVICE", show_default=False)], as_json: Json = False
+) -> None:
+    """Look at a device of the inventory now, remember what it shows, and compare that with its profile."""
+    from trtrecipe.cli import inventory
+
+    document = inventory.probed(name)
+    if as_json:
+        print_json(document)
+    else:
+        inventory.print_device(document)
 
 
 @app.command("show")
 def show_device(spec: Spec, as_json: Json = False) -> None:
-    """Show one profile, or one release of it: what it accepts, and the sources of each statement."""
+    """Show one profile, or one release of it: what it accepts, and the sources of each statement. A device of the
+    inventory is shown as it was last seen."""
+    from trtrecipe.cli import inventory
+    from trtrecipe.cli.fleet import fleet_of
+
+    device = inventory.named(spec)
+    if device is not None:
+        found = inventory.document(device, fleet_of([device]).seen(device))
+        if as_json:
+            print_json(found)
+        else:
+            inventory.print_device(found)
+        return
     catalog = load_catalog()
     profile, release = catalog.look_up(spec)
     document = _device(catalog, profile, release)

@@ -25,6 +25,7 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Say which ingredient of a step's key changed since the last build, or why it last ran."""
+    from trtrecipe.cli.fleet import fleet_for
     from trtrecipe.plan.machine import this_machine
     from trtrecipe.plan.pipeline import build_graph
     from trtrecipe.plan.resolve import resolve_all
@@ -34,7 +35,7 @@ def explain(
     machine = this_machine()
     graph = build_graph(load_all([path]), machine)
     with Store(default_root()) as store:
-        resolver = resolver_for(graph, store, machine)[0]
+        resolver = resolver_for(graph, store, machine, fleet_for(graph, [path]))[0]
         known = resolve_all(graph, resolver)
         entries = [_entry(planned, known[planned.id], resolver) for planned in graph.steps.values()]
     names = [entry["step"] for entry in entries]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 def plan(paths: Recipes, targets: Targets = None, as_json: Json = False) -> None:
     """Show which steps the store can serve and which have to run, without running any."""
+    from trtrecipe.cli.fleet import fleet_for
     from trtrecipe.plan.machine import this_machine
     from trtrecipe.plan.pipeline import build_graph
     from trtrecipe.plan.resolve import resolve_all
@@ -25,7 +26,7 @@ def plan(paths: Recipes, targets: Targets = None, as_json: Json = False) -> None
     machine = this_machine()
     graph = build_graph(load_all(paths, targets), machine, targets or ())
     with Store(default_root()) as store:
-        known = resolve_all(graph, resolver_for(graph, store, machine)[0])
+        known = resolve_all(graph, resolver_for(graph, store, machine, fleet_for(graph, paths))[0])
     if as_json:
         documents = [_document(graph, recipe, known) for recipe in graph.recipes]
         print_json(documents[0] if len(paths) == 1 else {"schema": "trtrecipe/plans/v1", "recipes": documents})

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, TextIO
 
 from trtrecipe.cli.render import KEY_PREFIX
-from trtrecipe.run.events import Damaged, Event, Finished, Listener, Started
+from trtrecipe.run.events import Damaged, Event, Finished, Listener, Progress, Started
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -43,6 +43,8 @@ def lines(event: Event) -> list[str]:
     name = event.step.id
     if isinstance(event, Started):
         return [f"{name}: running ({event.resolution.reason})"]
+    if isinstance(event, Progress):
+        return [f"{name}: {event.text}"]
     if not isinstance(event, Finished):
         return [f"{name}: another build is working on it; waiting"]
     outcome = event.outcome
@@ -63,16 +65,18 @@ class _Live:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._running: list[str] = []
+        self._running: dict[str, str] = {}
         self._status: Status | None = None
 
     def hear(self, event: Event) -> None:
         """Take in an event."""
         if isinstance(event, Started):
-            self._running.append(event.step.id)
+            self._running[event.step.id] = ""
+        elif isinstance(event, Progress):
+            self._running[event.step.id] = f" ({event.text})"
         elif event.step is not None and event.step.id in self._running:
-            self._running.remove(event.step.id)
-        said = [] if isinstance(event, Started) else lines(event)
+            del self._running[event.step.id]
+        said = [] if isinstance(event, Started | Progress) else lines(event)
         if not self._running and not said and self._status is None:
             return
         if self._status is None:
@@ -82,7 +86,7 @@ class _Live:
             self._status.start()
         for line in said:
             self._status.console.print(line, highlight=False, markup=False, soft_wrap=True)
-        self._status.update(", ".join(self._running))
+        self._status.update(", ".join(name + text for name, text in self._running.items()))
 
     def stop(self) -> None:
         """Clear the live line."""

@@ -24,6 +24,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 def load_all(paths: Sequence[Path], only: Sequence[str] | None = None) -> list[tuple[Loaded, list[Target]]]:
     """Every recipe with its targets. Raises InputError with the problems of all, or an id in `only` that none has."""
+    from functools import partial
+
+    from trtrecipe.cli.fleet import shown_for
     from trtrecipe.recipe.files import check_files
     from trtrecipe.recipe.load import load
     from trtrecipe.recipe.rules import resolve_targets, target_findings
@@ -34,11 +37,12 @@ def load_all(paths: Sequence[Path], only: Sequence[str] | None = None) -> list[t
     catalog = load_catalog()
     for path in {path.resolve(): path for path in paths}.values():
         try:
-            loaded = load(path, also=target_findings)
+            shown = shown_for(path)
+            loaded = load(path, also=partial(target_findings, shown=shown))
         except InputError as error:
             problems += error.problems
             continue
-        targets, wrong = resolve_targets(loaded, catalog)
+        targets, wrong = resolve_targets(loaded, catalog, shown)
         problems += [*wrong, *check_files(loaded)]
         for other, _ in found:
             if other.recipe.name == loaded.recipe.name:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from trtrecipe.plan.devices import Need
 from trtrecipe.plan.sources import Source
 
 if TYPE_CHECKING:  # the recipe's own frozen values pass through; nothing here needs pydantic
@@ -27,7 +28,8 @@ class Step:
 
     `id` is unique in a graph, as "recipe:kind" or "recipe:kind@what it is for". `params` has every field of the kind's
     Params; `pending` says why it cannot run here. `resources` limits what it may use (keywords of the kind's `run`):
-    outputs do not depend on them, and so neither does the key.
+    outputs do not depend on them, and so neither does the key. `device`: what it runs on, whose fingerprint is in the
+    key.
     """
 
     id: str
@@ -36,6 +38,7 @@ class Step:
     inputs: Mapping[str, Source | StepOutput]
     pending: str | None = None
     resources: Mapping[str, int] = field(default_factory=dict)
+    device: Need | None = None
 
     @property
     def name(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from trtrecipe.data.sampling import Sampling
 from trtrecipe.errors import InputError
+from trtrecipe.plan.devices import Need
 from trtrecipe.plan.graph import Graph, RecipePlan, Step, StepOutput, TargetPlan
 from trtrecipe.plan.machine import Machine, rtx_runs_on
 from trtrecipe.plan.samples import sample_sources
@@ -103,6 +104,7 @@ class _Adder:
         params: Mapping[str, Any],
         pending: str | None = None,
         resources: Mapping[str, int] = MappingProxyType({}),
+        device: Need | None = None,
     ) -> str:
         """The id of the step, which all targets of `scope` can share ("": all that use the model)."""
         filled = asdict(STEPS[kind].Params(**params))
@@ -110,7 +112,7 @@ class _Adder:
         # Ids hold no slash, so that no target's name is taken for a dialect's.
         for name in dict.fromkeys((scope, "/".join(filter(None, dict.fromkeys((scope, self.target)))))):
             step_id = f"{self.recipe}:{kind}{'@' + name if name else ''}"
-            step = Step(step_id, kind, filled, inputs, pending, dict(resources))
+            step = Step(step_id, kind, filled, inputs, pending, dict(resources), device)
             if self.steps.setdefault(step.id, step) == step:
                 self.used.append(step.id)
                 return step.id
@@ -143,7 +145,7 @@ def _plan_target(shared: _Shared, target: Target, machine: Machine, steps: dict[
         ranges: Inputs = {"scales": scales} if scales is not None else {}
         inputs = {"onnx": artifacts["onnx"], "keep": keep, **ranges}
         artifacts["onnx"] = StepOutput(add.add("convert", target.dialect.id, inputs, {"precision": "fp16"}), "onnx")
-    evaluates = _plan_engine(add, target, machine, artifacts, judged_on, judging)
+    evaluates = _plan_engine(add, target, machine, artifacts, keep, judged_on, judging)
     return TargetPlan(target, tuple(add.used), artifacts, evaluates)
 
 
@@ -306,22 +308,29 @@ def _plan_engine(
     target: Target,
     machine: Machine,
     artifacts: dict[str, StepOutput],
+    keep: StepOutput,
     judged_on: Inputs,
     judging: Mapping[str, Any],
 ) -> str:
     """compile, verify and benchmark; what verify evaluates."""
     family, builder = target.profile.family, BUILDERS[target.profile.family]
     dims = {name: span.model_dump() for name, span in target.dims.items()}
-    waits = None
+    waits, device = None, None
     if family == "jetson":
-        waits = f"is done on a {target.profile.id}, which this release of trtrecipe cannot reach yet"
+        assert target.release is not None and target.release.family is not None  # only such targets are served
+        device = Need(target.profile.id, target.release.family)
+        waits = f"is done on a {target.profile.id}, where this release of trtrecipe only builds"
     # ONNX Runtime neither builds nor verifies for a range, so that no range may be in its keys.
     ranges = {} if family == "host" else dims
-    params = {"builder": builder, "dims": ranges, "workspace": target.workspace}
+    params: dict[str, Any] = {"builder": builder, "dims": ranges, "workspace": target.workspace}
     sources: Inputs = {"onnx": artifacts["onnx"]}
+    if device is not None:
+        typed = target.dialect.strongly_typed
+        params |= {"mode": target.mode, "fallback": target.fallback, "strongly_typed": typed}
+        sources |= {} if typed else {"keep": keep}  # a strongly typed graph holds its precisions
     if "calibration_table" in artifacts:
         sources["table"] = artifacts["calibration_table"]
-    compiled = add.add("compile", target.label, sources, params, waits)
+    compiled = add.add("compile", target.label, sources, params, device=device)
     artifacts["engine"] = StepOutput(compiled, "engine")
     runs = family != "rtx" or rtx_runs_on(machine.gpu, version("tensorrt-rtx"))
     built: Inputs = {"onnx": artifacts["onnx"], "engine": artifacts["engine"]}

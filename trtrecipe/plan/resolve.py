@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trtrecipe.digest import sha256_json
+from trtrecipe.plan.devices import Assigned, Devices, NoDevices, in_key
 from trtrecipe.plan.graph import Graph, Step, StepOutput
 from trtrecipe.plan.last import LastStep, sources_in_words
 from trtrecipe.plan.machine import Machine
@@ -51,16 +52,21 @@ class Resolver:
         sources: Mapping[Source, str],
         machine: Machine,
         last: Mapping[str, Mapping[str, LastStep]],
+        devices: Devices | None = None,
     ) -> None:
         self._store = store
         self._sources = sources
         self._machine = machine
         self._last = last
+        self.devices = devices or NoDevices()
 
     def resolve(self, step: Step, known: Mapping[str, Resolution]) -> Resolution:
         """The step's key and whether the store has it, given what is `known` of the steps before it."""
         if step.pending is not None:
             return Resolution("pending", reasons=(Reason(step.pending),))
+        assigned = None if step.device is None else self.devices.assigned(step.device)
+        if assigned is not None and assigned.fingerprint is None:
+            return Resolution("pending", reasons=(Reason(assigned.problem or "waits for a device"),))
         inputs: dict[str, str] = {}
         for role, source in step.inputs.items():
             if isinstance(source, StepOutput):
@@ -75,10 +81,19 @@ class Resolver:
             missing = [tool for tool, found in tools.items() if found is None]
             text = f"needs {' and '.join(missing)}, which is not installed; {install_hint(missing[0])}"
             return Resolution("unable", reasons=(Reason(text),))
-        document = self._key_document(step, inputs, tools)
-        return self._look_up(step, document)
+        document = self._key_document(step, inputs, tools, assigned)
+        found = self._look_up(step, document)
+        if assigned is not None and assigned.problem is not None and found.status == "run":
+            return Resolution("pending", found.key, (Reason(assigned.problem), *found.reasons))
+        return found
 
-    def _key_document(self, step: Step, inputs: Mapping[str, str], tools: Mapping[str, str | None]) -> dict[str, Any]:
+    def _key_document(
+        self,
+        step: Step,
+        inputs: Mapping[str, str],
+        tools: Mapping[str, str | None],
+        assigned: Assigned | None,
+    ) -> dict[str, Any]:
         module = STEPS[step.kind]
         document: dict[str, Any] = {
             "format": KEY_FORMAT,
@@ -88,7 +103,10 @@ class Resolver:
             "inputs": inputs,
             "tools": tools,
         }
-        if module.NUMERIC:
+        if assigned is not None:
+            assert assigned.fingerprint is not None
+            document["device"] = in_key(assigned.fingerprint)
+        elif module.NUMERIC:
             document["platform"] = {"cpu": self._machine.cpu}
         gpu = self._machine.gpu
         if step.kind in ("verify", "benchmark") and step.params["runtime"] == "tensorrt-rtx" and gpu is not None:

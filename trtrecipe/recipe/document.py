@@ -99,14 +99,17 @@ class Document:
         return entry, tuple(found), missing
 
 
-def read(path: Path) -> Document:
-    """The document in `path`. Raises InputError with every problem found, each with its position if it has one."""
-    return parse(read_bytes(path), str(path))
+def read(path: Path, kind: str = "recipe", schema: str = "trtrecipe/v1") -> Document:
+    """The document in `path`. Raises InputError with every problem found, each with its position if it has one.
+
+    `kind` is what messages call such a file, and `schema` what it begins with.
+    """
+    return parse(read_bytes(path), str(path), kind, schema)
 
 
-def parse(data: bytes, file: str) -> Document:
+def parse(data: bytes, file: str, kind: str = "recipe", schema: str = "trtrecipe/v1") -> Document:
     """The document in `data`; `file` is what problems call it. Raises InputError."""
-    return _Parser(file).document(decode(data, file))
+    return _Parser(file, kind, schema).document(decode(data, file))
 
 
 class _Stop(Exception):
@@ -129,8 +132,8 @@ class _Open:
 class _Parser:
     """Events in, nodes out; problems gather until the end or until reading on makes no sense."""
 
-    def __init__(self, file: str) -> None:
-        self.file = file
+    def __init__(self, file: str, kind: str, schema: str) -> None:
+        self.file, self.kind, self.begin = file, kind, f"begin with schema: {schema}"
         self.problems: list[Problem] = []
         self.anchors: dict[str, _Node] = {}
         self.stack: list[_Open] = []
@@ -161,10 +164,10 @@ class _Parser:
             if isinstance(event, yaml.DocumentStartEvent):
                 documents += 1
                 if documents > 1:
-                    self._stop(position, "a second document starts here; a recipe file holds one", "remove it")
+                    self._stop(position, f"a second document starts here; a {self.kind} file holds one", "remove it")
                 if event.version not in (None, (1, 2)):
                     version = ".".join(map(str, event.version))
-                    self._problem(position, f"recipes are YAML 1.2, not {version}", "remove the %YAML line")
+                    self._problem(position, f"{self.kind}s are YAML 1.2, not {version}", "remove the %YAML line")
             elif isinstance(event, yaml.AliasEvent):
                 self._alias(str(event.anchor), position)
             elif isinstance(event, yaml.NodeEvent):
@@ -174,9 +177,9 @@ class _Parser:
         if self.problems:
             return
         if self.root is None or self.root.node.text == "":
-            self._stop((1, 1), "the file holds nothing", "a recipe begins with schema: trtrecipe/v1")
+            self._stop((1, 1), "the file holds nothing", self.begin)
         if self.root.node.text is not None or isinstance(self.root.node.value, list):
-            self._stop(self.root.position, "a recipe is a mapping of keys to values", "begin with schema: trtrecipe/v1")
+            self._stop(self.root.position, f"a {self.kind} is a mapping of keys to values", self.begin)
 
     def _events(self, text: str) -> Iterator[Any]:
         loader = _LOADER(text)

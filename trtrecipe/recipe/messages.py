@@ -22,6 +22,8 @@ EXAMPLES = {
     "mode": "mode: fp16",
     "targets": "targets: [host]",
     "profile": "profile: host",
+    "devices": "devices: {NAME: {profile: jetson-orin-nx, ssh: USER@HOST}}",
+    "ssh": "ssh: USER@HOST",
     "data": "data: {npz: FILE, arrays: {INPUT: ARRAY}}",
     "arrays": "arrays: {INPUT: ARRAY}",
     "npz": "npz: FILE",
@@ -61,8 +63,8 @@ _BOUNDS = {
 _Words = tuple[str, str | None]
 
 
-def explain(error: ValidationError, document: Document) -> Iterator[Finding]:
-    """One finding per error, in pydantic's order; `document` is what was validated."""
+def explain(error: ValidationError, document: Document, root: type[BaseModel] = Recipe) -> Iterator[Finding]:
+    """One finding per error, in pydantic's order; `document` is what was validated as a `root`."""
     errors = error.errors(include_url=False)
     unknown: dict[tuple[Any, ...], list[str]] = {}
     for item in errors:
@@ -78,13 +80,13 @@ def explain(error: ValidationError, document: Document) -> Iterator[Finding]:
             if not any(nearest(word, [name]) for word in unknown.get(loc[:-1], ())):  # said by the unknown key
                 yield Finding((*here, name), f"{dotted(here)} lacks the key {name}", f"add {EXAMPLES[name]}")
         elif kind == "extra_forbidden":
-            yield _unknown_key(loc, here)
+            yield _unknown_key(loc, here, root)
         elif loc[-1:] == ("[key]",) and here[-1:] != ("[key]",):
             message = f"the key '{short(str(here[-1]))}' in {dotted(here[:-1])} {_key_rule(item)}"
             yield Finding(here, message, at_key=True)
         else:
             value = item["input"]
-            rule, hint = _RULES.get(kind, _other)(item, loc, document.text(here))
+            rule, hint = _RULES.get(kind, _other)({**item, "root": root}, loc, document.text(here))
             shown = (
                 ""
                 if isinstance(value, dict) and not _wants_other_shape(kind)
@@ -93,9 +95,9 @@ def explain(error: ValidationError, document: Document) -> Iterator[Finding]:
             yield Finding(here, f"{dotted(here)}{shown} {rule}", hint)
 
 
-def fields(loc: Iterable[Any]) -> dict[str, Any]:
+def fields(loc: Iterable[Any], root: type[BaseModel] = Recipe) -> dict[str, Any]:
     """The fields, by the key that the recipe uses, of the model at a pydantic `loc`; empty when there is none."""
-    kind: Any = Recipe
+    kind: Any = root
     for item in loc:
         kind = _child(kind, item)
     kind = _bare(kind)
@@ -129,8 +131,8 @@ def _child(kind: Any, item: Any) -> Any:
     return None
 
 
-def _unknown_key(loc: tuple[Any, ...], here: tuple[Any, ...]) -> Finding:
-    word, known = str(loc[-1]), list(fields(loc[:-1]))
+def _unknown_key(loc: tuple[Any, ...], here: tuple[Any, ...], root: type[BaseModel]) -> Finding:
+    word, known = str(loc[-1]), list(fields(loc[:-1], root))
     meant = nearest(word, known)
     keys = f"the keys here are {listed(known)}" if len(known) > 1 else f"the only key here is {listed(known)}"
     hint = f"did you mean {meant}?" if meant else keys
@@ -185,7 +187,7 @@ def _list(item: Any, loc: tuple[Any, ...], text: str | None) -> _Words:
 
 
 def _mapping(item: Any, loc: tuple[Any, ...], text: str | None) -> _Words:
-    known = fields(loc)
+    known = fields(loc, item["root"])
     return (
         "must be a mapping",
         f"it takes the key{'s' * (len(known) > 1)} {listed(known)}" if known else "write key: value, one a line",

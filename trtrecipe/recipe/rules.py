@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from trtrecipe.recipe.checks import LABEL
 from trtrecipe.recipe.document import MAX_PROBLEMS
 from trtrecipe.recipe.findings import Finding
 from trtrecipe.recipe.model import Precision, Recipe, TargetEntry
-from trtrecipe.targets.catalog import Catalog, Dialect, Profile, TargetError, load_catalog
+from trtrecipe.targets.catalog import Catalog, Dialect, Profile, Release, TargetError, load_catalog
 from trtrecipe.targets.spec import Target
 
 if TYPE_CHECKING:
@@ -26,31 +26,44 @@ _WITHOUT_IMPLICIT = {
 }
 
 
-def target_findings(recipe: Any, catalog: Catalog | None = None) -> Iterator[Finding]:
+Shown = Callable[[str], str | None]
+"""A profile's id → the JetPack release that the inventory's device of that profile last showed."""
+
+
+def target_findings(recipe: Any, catalog: Catalog | None = None, shown: Shown | None = None) -> Iterator[Finding]:
     """Everything wrong between the targets and their profiles in `recipe`, plain data as read from YAML.
 
     Made for `load(path, also=target_findings)`: what is malformed is passed over, so that these are reported in the
     same pass as the recipe's own problems. At most MAX_PROBLEMS, since looking for near matches takes its time.
     """
-    return islice(_findings(recipe, catalog or load_catalog()), MAX_PROBLEMS)
+    return islice(_findings(recipe, catalog or load_catalog(), shown), MAX_PROBLEMS)
 
 
-def resolve_targets(loaded: Loaded, catalog: Catalog) -> tuple[list[Target], list[Problem]]:
+def resolve_targets(loaded: Loaded, catalog: Catalog, shown: Shown | None = None) -> tuple[list[Target], list[Problem]]:
     """The recipe's targets in its order, and the problems of `target_findings`; an entry with a problem has no target.
 
     An entry whose precision is a list gives one target for each mode that its device computes. There are no problems
     when the recipe was loaded with `also=target_findings`.
     """
-    findings = list(target_findings(loaded.document.value, catalog))
+    findings = list(target_findings(loaded.document.value, catalog, shown))
     wrong = {finding.loc[1] for finding in findings}
     entries = [entry for index, entry in enumerate(loaded.recipe.targets) if index not in wrong]
     problems = [loaded.problem(finding.loc, finding.message, finding.hint) for finding in findings]
     if len(findings) == MAX_PROBLEMS:
         return [], problems
-    return [target for entry in entries for target in _targets(entry, loaded.recipe, catalog)], problems
+    return [target for entry in entries for target in _targets(entry, loaded.recipe, catalog, shown)], problems
 
 
-def _findings(recipe: Any, catalog: Catalog) -> Iterator[Finding]:
+def _find(catalog: Catalog, spec: str, shown: Shown | None) -> tuple[Profile, Release | None]:
+    """The profile and release of a target; a profile alone is taken at what its device shows. Raises TargetError."""
+    if "@" not in spec and shown is not None:
+        profile, _ = catalog.look_up(spec)
+        if profile.releases and (jetpack := shown(profile.id)) is not None:
+            spec = f"{profile.id}@{jetpack}"
+    return catalog.find(spec)
+
+
+def _findings(recipe: Any, catalog: Catalog, shown: Shown | None) -> Iterator[Finding]:
     shared = recipe if isinstance(recipe, dict) else {}
     targets = shared.get("targets")
     for index, written in enumerate(targets if isinstance(targets, list) else []):
@@ -59,12 +72,13 @@ def _findings(recipe: Any, catalog: Catalog) -> Iterator[Finding]:
         if not isinstance(spec, str) or not spec:
             continue
         try:
-            profile, release = catalog.find(spec)
+            profile, release = _find(catalog, spec, shown)
         except TargetError as error:
             yield Finding(_place(index, written, "profile"), error.message, error.hint)
             continue
         dialect = catalog.dialect(profile, release)
         yield from _precision(index, written, shared, profile, dialect)
+        yield from _kept(index, written, shared, profile, dialect)
         if not dialect.workspace and _at(entry, "build", "workspace") is not None:
             message = f"{profile.id} takes no workspace: {profile.builder} has no such limit"
             at = ("targets", index, "build", "workspace")
@@ -118,12 +132,45 @@ def _tflite(index: int, written: Any, block: Any, own: bool, shared: Any) -> Ite
         yield Finding(at, message, "give calibration.data, or this target quantization: dynamic")
 
 
+def _kept(index: int, written: Any, shared: Any, profile: Profile, dialect: Dialect) -> Iterator[Finding]:
+    """Layers to be kept in another precision than their network, where a release's trtexec has no way to say so."""
+    own = isinstance(written, dict) and written.get("precision") is not None
+    block = (written if own else shared).get("precision")
+    kept, mode = _at(block, "keep"), _at(block, "mode")
+    if profile.family != "jetson" or dialect.strongly_typed or not isinstance(kept, list):
+        return
+    modes = [each for each in (mode if isinstance(mode, list) else [mode]) if each in _able(profile, dialect)]
+    needed = [
+        number
+        for number, entry in enumerate(kept)
+        for each in modes
+        if _needs_word(each, block, _at(entry, "precision"))
+    ]
+    if not needed:
+        return
+    from trtrecipe.targets.trtexec import record, records  # large, and few recipes keep anything
+
+    if record(str(dialect.tensorrt)).means["layer_precisions"]:
+        return
+    first = next(known.tensorrt for known in records() if known.means["layer_precisions"])
+    at = _place(index, written, *(("precision", "keep", needed[0]) if own else ("profile",)))
+    message = f"{profile.id} with {dialect.id} cannot keep single layers in another precision"
+    yield Finding(at, f"{message}: TensorRT {first} is the first that can", "give this target a precision without keep")
+
+
+def _needs_word(mode: str, block: Any, precision: Any) -> bool:
+    """Whether a kept layer needs a word to trtexec. Q/DQ nodes say by themselves what is not quantized."""
+    if mode == "fp16":
+        return precision in (None, "fp32")
+    return bool(_at(block, "fallback") == "fp16" and precision == "fp32")
+
+
 def _able(profile: Profile, dialect: Dialect) -> list[str]:
     """The modes that a device computes with its release."""
     return [known for known in profile.precisions if known in dialect.precisions]
 
 
-def _place(index: int, written: Any, *keys: str) -> tuple[int | str, ...]:
+def _place(index: int, written: Any, *keys: int | str) -> tuple[int | str, ...]:
     """Where `keys` of a target stand; a target written as one word is all there is to point at."""
     return ("targets", index) if isinstance(written, str) else ("targets", index, *keys)
 
@@ -134,10 +181,10 @@ def _at(value: Any, *loc: str) -> Any:
     return value
 
 
-def _targets(written: str | TargetEntry, recipe: Recipe, catalog: Catalog) -> Iterator[Target]:
+def _targets(written: str | TargetEntry, recipe: Recipe, catalog: Catalog, shown: Shown | None) -> Iterator[Target]:
     """One target, or one for each mode of a list that the device computes."""
     entry = TargetEntry.model_validate({"profile": written}) if isinstance(written, str) else written
-    profile, release = catalog.find(entry.profile)
+    profile, release = _find(catalog, entry.profile, shown)
     dialect = catalog.dialect(profile, release)
     precision = entry.precision or recipe.precision
     workspace = (entry.build or recipe.build).workspace

@@ -6,12 +6,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trtrecipe.errors import InputError, StoreError
+from trtrecipe.plan.devices import NoDevices
 from trtrecipe.plan.graph import Graph, RecipePlan
 from trtrecipe.plan.last import LastStep, dump, parse, sources_in_words
 from trtrecipe.plan.machine import Machine
-from trtrecipe.plan.resolve import Resolver
+from trtrecipe.plan.resolve import Resolver, resolve_all
 from trtrecipe.plan.sources import ModelSource, SampleSource, Source, digest_sources
 from trtrecipe.run.events import Damaged, Listener, Outcome
 from trtrecipe.run.place import place
@@ -19,6 +21,9 @@ from trtrecipe.run.results import RecipeResult, results
 from trtrecipe.run.scheduler import Scheduler
 from trtrecipe.store.blobs import DamagedBlobError
 from trtrecipe.store.store import Store
+
+if TYPE_CHECKING:
+    from trtrecipe.run.fleet import Fleet
 
 MANY = 1000  # steps from which on reading all stat rows of the store is cheaper than asking for each
 PASSES = 3  # a pass after each that found a damaged file while placing
@@ -32,23 +37,38 @@ class Built:
     placed: Mapping[tuple[str, str], Mapping[str, Path]]
 
 
-def resolver_for(graph: Graph, store: Store, machine: Machine) -> tuple[Resolver, dict[Source, str]]:
-    """A resolver that knows the sources' digests and the recipes' last builds. Raises InputError."""
+def resolver_for(
+    graph: Graph, store: Store, machine: Machine, fleet: Fleet | None = None
+) -> tuple[Resolver, dict[Source, str]]:
+    """A resolver that knows the sources' digests, the recipes' last builds and the devices, which are looked at where
+    they have not been lately. Raises InputError."""
     if len(graph.steps) >= MANY:
         store.stat.preload()
     given = (source for step in graph.steps.values() for source in step.inputs.values())
     sources = digest_sources((s for s in given if isinstance(s, (ModelSource, SampleSource))), store.stat)
     last = {recipe.name: parse(store.read_last(recipe.loaded.path)) for recipe in graph.recipes}
-    return Resolver(store, sources, machine, last), sources
+    if fleet is not None:
+        fleet.settle(step.device for step in graph.steps.values() if step.device is not None)
+    return Resolver(store, sources, machine, last, fleet or NoDevices()), sources
 
 
-def build(graph: Graph, store: Store, machine: Machine, jobs: int, output: Path, listener: Listener) -> Built:
+def build(
+    graph: Graph,
+    store: Store,
+    machine: Machine,
+    jobs: int,
+    output: Path,
+    listener: Listener,
+    fleet: Fleet | None = None,
+) -> Built:
     """Build and place everything that can be. Raises InputError, StoreError; KeyboardInterrupt passes through."""
     _check_output(graph, output)
     store.sweep()
     outcomes: dict[str, Outcome] = {}
     for _ in range(PASSES):
-        resolver, sources = resolver_for(graph, store, machine)
+        resolver, sources = resolver_for(graph, store, machine, fleet)
+        if fleet is not None:
+            _confirm(graph, resolver, fleet)
         scheduler = Scheduler(graph, resolver, store, sources, jobs, listener)
         try:
             scheduler.run()
@@ -67,6 +87,14 @@ def build(graph: Graph, store: Store, machine: Machine, jobs: int, output: Path,
         f"files in the store {store.root} are damaged as fast as they are made",
         "check that disk, or set TRTRECIPE_STORE to a folder on another",
     )
+
+
+def _confirm(graph: Graph, resolver: Resolver, fleet: Fleet) -> None:
+    """Nothing runs on a device by what an earlier command saw of it."""
+    on_device = [step for step in graph.steps.values() if step.device is not None]
+    if on_device:
+        known = resolve_all(graph, resolver)
+        fleet.confirm(step.device for step in on_device if step.device and known[step.id].status != "hit")
 
 
 def _place_all(graph: Graph, made: tuple[RecipeResult, ...], store: Store, output: Path) -> Built:

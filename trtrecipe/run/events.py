@@ -42,6 +42,14 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """The step says how far it is."""
+
+    step: Step
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The step has ended."""
 
@@ -57,5 +65,5 @@ class Damaged:
     sha256: str
 
 
-Event = Started | Waiting | Finished | Damaged
+Event = Started | Waiting | Progress | Finished | Damaged
 Listener = Callable[[Event], None]

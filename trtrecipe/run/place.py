@@ -42,7 +42,7 @@ def place(graph: Graph, recipe: RecipePlan, result: TargetResult, store: Store, 
     folder = output / recipe.name / result.plan.target.id
     named = _files(result)
     wanted = {named[name]: blob for name, blob in result.artifacts.items()}
-    manifest = _manifest_text(graph, recipe, result).encode()
+    manifest = _manifest_text(graph, recipe, result, _built_on(graph, result, store)).encode()
     try:
         before = _read_manifest(folder)
         absent = {name: blob for name, blob in wanted.items() if not _is_there(folder / name, blob, store)}
@@ -116,7 +116,18 @@ def _read_manifest(folder: Path) -> dict[str, str]:
         return {}
 
 
-def _manifest_text(graph: Graph, recipe: RecipePlan, result: TargetResult) -> str:
+def _built_on(graph: Graph, result: TargetResult, store: Store) -> dict[str, Any] | None:
+    """The fingerprint of the device that the engine was built on; None where it was built here."""
+    for step_id, outcome in result.steps:
+        if step_id in result.plan.steps and graph.steps[step_id].kind == "compile":
+            key = outcome.resolution.key
+            record = store.records.read(key) if key is not None and outcome.resolution.outputs is not None else None
+            if record is not None and "device" in record.key_document:
+                return {name: value for name, value in record.key_document["device"].items() if name != "accepts"}
+    return None
+
+
+def _manifest_text(graph: Graph, recipe: RecipePlan, result: TargetResult, device: Mapping[str, Any] | None) -> str:
     """The manifest: made from keys and records, so that the same results always give the same text."""
     target = result.plan.target
     tools: dict[str, str | None] = {"trtrecipe": __version__}
@@ -140,6 +151,7 @@ def _manifest_text(graph: Graph, recipe: RecipePlan, result: TargetResult) -> st
         "target": target.id,
         "profile": target.profile.id,
         "jetpack": target.release.jetpack if target.release else None,
+        "device": device,
         "dialect": target.dialect.id,
         "precision": {
             "mode": target.mode,

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ _PASSED = (
     "PATH", "HOME", "USER", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "CUDA_VISIBLE_DEVICES",
     "NVIDIA_VISIBLE_DEVICES", "PYTHONHASHSEED", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX", "VIRTUAL_ENV",
 )  # fmt: skip
+# What the OpenSSH client needs beside that, in steps that run on a device.
+_PASSED_TO_SSH = ("SSH_AUTH_SOCK", "KRB5CCNAME", "XDG_RUNTIME_DIR")
 # A program that ends itself so has said why, unlike one that was ended by another.
 _CRASHES = {signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV}
 _FIXED = {"LC_ALL": "C.UTF-8", "TZ": "UTC", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
@@ -28,9 +30,10 @@ _FIXED = {"LC_ALL": "C.UTF-8", "TZ": "UTC", "PYTHONUNBUFFERED": "1", "PYTHONIOEN
 _PROGRAM = "import sys; sys.path[:] = sys.argv[1].split(chr(10)); from trtrecipe.run.worker import main; main()"
 
 
-def step_environment() -> dict[str, str]:
+def step_environment(on_device: bool = False) -> dict[str, str]:
     """The environment of a worker process."""
-    return {name: os.environ[name] for name in _PASSED if name in os.environ} | _FIXED
+    passed = _PASSED + _PASSED_TO_SSH if on_device else _PASSED
+    return {name: os.environ[name] for name in passed if name in os.environ} | _FIXED
 
 
 def _import_path() -> list[str]:
@@ -41,9 +44,13 @@ def _import_path() -> list[str]:
 class WorkerProcess:
     """A running worker: the leader of its own process group, so that it ends with all its children."""
 
-    def __init__(self, request: Mapping[str, Any], log: Path, folder: Path) -> None:
-        """Start it in `folder` with what its tools print going to `log`. Raises OSError."""
+    def __init__(
+        self, request: Mapping[str, Any], log: Path, folder: Path, hear: Callable[[str], None] | None = None
+    ) -> None:
+        """Start it in `folder` with what its tools print going to `log`, and its progress to `hear`. Raises OSError."""
         import subprocess
+
+        self._hear = hear
 
         self.log = log
         with log.open("wb") as log_file:
@@ -53,7 +60,7 @@ class WorkerProcess:
                 stdout=subprocess.PIPE,
                 stderr=log_file,
                 cwd=folder,
-                env=step_environment(),
+                env=step_environment("device" in request["resources"]),
                 start_new_session=True,
             )
         assert self._process.stdin and self._process.stdout
@@ -71,7 +78,11 @@ class WorkerProcess:
     def read(self) -> bool:
         """Take in what has come; False once the worker has said all it will."""
         piece = os.read(self.fileno(), 1 << 16)
-        self._answer += piece
+        # Lines of progress come before the answer, which ends without one.
+        *lines, self._answer = (self._answer + piece).split(b"\n")
+        for line in lines:
+            if self._hear is not None:
+                self._hear(str(json.loads(line)["progress"]))
         return bool(piece)
 
     def finish(self) -> dict[str, Any]:

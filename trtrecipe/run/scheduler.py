@@ -7,16 +7,18 @@ import heapq
 import selectors
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
 from trtrecipe.data.sources import to_json
+from trtrecipe.plan.devices import resource
 from trtrecipe.plan.graph import Graph, Step, StepOutput
+from trtrecipe.plan.reason import Reason
 from trtrecipe.plan.resolve import Resolution, Resolver
 from trtrecipe.plan.sources import SampleSource, Source
-from trtrecipe.run.events import Damaged, Finished, Listener, Outcome, Started, Waiting
+from trtrecipe.run.events import Damaged, Finished, Listener, Outcome, Progress, Started, Waiting
 from trtrecipe.run.process import WorkerProcess
 from trtrecipe.steps.protocol import keywords
 from trtrecipe.steps.registry import STEPS
@@ -64,6 +66,7 @@ class Scheduler:
         self._known: dict[str, Resolution] = {}
         self._outcomes: dict[str, Outcome] = {}
         self._ready: list[tuple[int, int, str]] = []
+        self._ready_on: dict[str, list[tuple[int, int, str]]] = {}  # by the device's name
         self._later: list[tuple[float, str]] = []
         self._running: dict[str, WorkerProcess] = {}
         self._repeated: set[tuple[str, str]] = set()
@@ -88,10 +91,9 @@ class Scheduler:
         try:
             with _without_collector():
                 self._resolve(deque(step_id for step_id, needs in self._needs.items() if not needs))
-            while self._ready or self._running or self._later:
+            while self._ready or any(self._ready_on.values()) or self._running or self._later:
                 self._wake()
-                while self._may_start():
-                    step_id = heapq.heappop(self._ready)[2]
+                while (step_id := self._next()) is not None:
                     if not self._is_still_to_run(step_id):
                         continue
                     worker = self._start(self._graph.steps[step_id])
@@ -118,7 +120,7 @@ class Scheduler:
             resolution = self._resolver.resolve(step, self._known)
             self._known[step.id] = resolution
             if resolution.status == "run":
-                heapq.heappush(self._ready, (_ORDER[step.kind], self._index[step.id], step.id))
+                self._make_ready(step)
             elif resolution.status == "hit":
                 self._settle(step, Outcome("hit", resolution), open_steps)
             elif resolution.status == "pending":
@@ -162,17 +164,21 @@ class Scheduler:
     def _start(self, step: Step) -> WorkerProcess | None:
         resolution = self._known[step.id]
         assert resolution.key is not None
+        resources: dict[str, Any] = {**step.resources, **({"jobs": self._jobs} if step.kind in _SPREADS else {})}
+        if step.device is not None:
+            resources["device"] = resource(self._resolver.devices.assigned(step.device))
         request = {
             "store": str(self._store.root),
             "kind": step.kind,
             "params": step.params,
-            "resources": {**step.resources, **({"jobs": self._jobs} if step.kind in _SPREADS else {})},
+            "resources": resources,
             "key": resolution.key,
             "key_document": resolution.key_document,
             "inputs": {role: self._request_input(source) for role, source in step.inputs.items()},
         }
         try:
-            worker = WorkerProcess(request, self._store.log_path(resolution.key), self._store.root)
+            log = self._store.log_path(resolution.key)
+            worker = WorkerProcess(request, log, self._store.root, lambda text: self._listener(Progress(step, text)))
         except OSError as error:
             text = f"its process cannot be started: {error.strerror or error}"
             self._fail(step, Outcome("failed", Resolution("failed", resolution.key), error=text))
@@ -210,6 +216,12 @@ class Scheduler:
             worker.log.unlink(missing_ok=True)
             self._wait_for_another_build(step)
             return
+        elif status == "pending":
+            worker.log.unlink(missing_ok=True)
+            text = answer["error"] + (f"; {answer['hint']}" if answer.get("hint") else "")
+            waits = Resolution("pending", before.key, (Reason(text),))
+            self._fail(step, Outcome("pending", waits, why=before, error=text))
+            return
         elif status == "damaged":
             self._listener(Damaged(step, answer["sha256"]))
             if self._repeat_producer(step, answer["sha256"]):
@@ -239,13 +251,34 @@ class Scheduler:
                 return True
         return False
 
-    def _may_start(self) -> bool:
-        """Whether the first of the ready steps may start now."""
-        used = sum(self._jobs if self._graph.steps[step_id].kind in _SPREADS else 1 for step_id in self._running)
+    def _make_ready(self, step: Step) -> None:
+        entry = _ORDER[step.kind], self._index[step.id], step.id
+        heapq.heappush(self._ready if step.device is None else self._ready_on.setdefault(self._device(step), []), entry)
+
+    def _device(self, step: Step) -> str:
+        """The name of the device that a step runs on."""
+        assert step.device is not None
+        device = self._resolver.devices.assigned(step.device).device
+        return "" if device is None else device.name
+
+    def _next(self) -> str | None:
+        """The step to start now, no longer among those that are ready."""
+        on_devices = [step_id for step_id in self._running if self._graph.steps[step_id].device is not None]
+        busy = {self._device(self._graph.steps[step_id]) for step_id in on_devices}
+        for device, ready in self._ready_on.items():
+            if ready and device not in busy:
+                return heapq.heappop(ready)[2]
+        # What runs on a device takes next to nothing of this machine.
+        here = [step_id for step_id in self._running if step_id not in on_devices]
+        return heapq.heappop(self._ready)[2] if self._may_start(here) else None
+
+    def _may_start(self, running: Collection[str]) -> bool:
+        """Whether the first of the ready steps may start now, while those `running` do on this machine."""
+        used = sum(self._jobs if self._graph.steps[step_id].kind in _SPREADS else 1 for step_id in running)
         if not self._ready or used >= self._jobs:
             return False
-        kinds = {self._graph.steps[step_id].kind for step_id in (*self._running, self._ready[0][2])}
-        return not self._running or not kinds & _ALONE
+        kinds = {self._graph.steps[step_id].kind for step_id in (*running, self._ready[0][2])}
+        return not running or not kinds & _ALONE
 
     def _is_still_to_run(self, step_id: str) -> bool:
         """Look at a ready step once more; if it need not or cannot start now, see to it that it is looked after."""
@@ -293,7 +326,7 @@ class Scheduler:
         now = time.monotonic()
         while self._later and self._later[0][0] <= now:
             step_id = heapq.heappop(self._later)[1]
-            heapq.heappush(self._ready, (_ORDER[self._graph.steps[step_id].kind], self._index[step_id], step_id))
+            self._make_ready(self._graph.steps[step_id])
 
     def _is_locked(self, key: str) -> bool:
         lock = self._store.lock(key)

@@ -15,13 +15,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from trtrecipe.data.errors import DataError
 from trtrecipe.data.sampling import Sampling
 from trtrecipe.data.sources import from_json, in_words, write_samples
-from trtrecipe.errors import Problem, StepError, TrtrecipeError
+from trtrecipe.errors import Problem, StepError, TrtrecipeError, Unreachable
 from trtrecipe.plan.sources import ModelSource, source_digest
 from trtrecipe.plan.tools import version
 from trtrecipe.steps.protocol import Step, keywords
@@ -39,7 +40,7 @@ def main() -> None:
     request = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with Store(Path(request["store"])) as store:
-        result = _answer(store, request)
+        result = _answer(store, request, partial(_say, answer))
     json.dump(result, answer)
     answer.flush()
     # Frameworks' own exit handlers can hang or crash; everything that counts is on disk and answered.
@@ -56,7 +57,13 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _answer(store: Store, request: Mapping[str, Any]) -> dict[str, Any]:
+def _say(answer: TextIO, text: str) -> None:
+    """A line of progress, before the answer."""
+    answer.write(json.dumps({"progress": text}) + "\n")
+    answer.flush()
+
+
+def _answer(store: Store, request: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
     key = request["key"]
     lock = store.lock(key)
     try:
@@ -70,10 +77,12 @@ def _answer(store: Store, request: Mapping[str, Any]) -> dict[str, Any]:
             return {"status": "hit"}
         store.set_aside(key, found)
         with store.work_folder(key) as folder:
-            return _run(store, request, folder)
+            return _run(store, request, folder, say)
     except DamagedBlobError as damage:
         store.blobs.set_aside(damage.blob.sha256)
         return {"status": "damaged", "sha256": damage.blob.sha256}
+    except Unreachable as error:
+        return _failure(error) | {"status": "pending"}
     except TrtrecipeError as error:
         return _failure(error)
     except OSError as error:
@@ -101,7 +110,7 @@ def _failure(error: TrtrecipeError) -> dict[str, Any]:
     return {"status": "failed", "error": error.message, "hint": error.hint}
 
 
-def _run(store: Store, request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _run(store: Store, request: Mapping[str, Any], folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     module = STEPS[request["kind"]]
     _check_tools(request["key_document"]["tools"])
     inputs_folder, out = folder / "in", folder / "out"
@@ -116,7 +125,7 @@ def _run(store: Store, request: Mapping[str, Any], folder: Path) -> dict[str, An
     }
     started = time.monotonic()
     run: Callable[..., Mapping[str, Any]] = module.run  # which keywords a kind takes is between it and the plan
-    with _resources(store, request, module) as resources:
+    with _resources(store, request, module, say) as resources:
         measurements = dict(run(module.Params(**request["params"]), inputs, out, **resources))
         seconds = time.monotonic() - started
         files = {role: out / name for role, name in module.OUTPUTS.items()}
@@ -130,13 +139,17 @@ def _run(store: Store, request: Mapping[str, Any], folder: Path) -> dict[str, An
 
 
 @contextlib.contextmanager
-def _resources(store: Store, request: Mapping[str, Any], module: Step) -> Iterator[dict[str, Any]]:
+def _resources(
+    store: Store, request: Mapping[str, Any], module: Step, say: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
     """The keywords of the step's `run`. What it keeps for a repetition goes once its outputs are in the store."""
+    offered = {"key": request["key"], "say": say}
+    resources = request["resources"] | {name: offered[name] for name in offered if name in keywords(module)}
     if "checkpoint" not in keywords(module):
-        yield request["resources"]
+        yield resources
         return
     with store.checkpoint(request["key"]) as folder:
-        yield {**request["resources"], "checkpoint": folder}
+        yield {**resources, "checkpoint": folder}
 
 
 def _check_tools(tools: Mapping[str, str]) -> None:

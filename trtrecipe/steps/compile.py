@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trtrecipe.device.build import Job
 
 VERSION = 1
 OUTPUTS = {"engine": "model.engine"}
@@ -19,17 +22,20 @@ _TOOLS = {
 
 @dataclass(frozen=True)
 class Params:
-    """`dims`: name → {"min", "opt", "max"}. `workspace`: bytes that tactics may use; tensorrt-rtx only, as are dims.
+    """`dims`: name → {"min", "opt", "max"}. `workspace`: bytes that tactics may use. Both for TensorRT alone.
 
-    tflite only: `mode` and `quantization` as `Target` has them, `source`: which graph of the source model, as the
-    parameters of export say it, `source_version`: of export, which reads that graph here too, and `preprocess` of the
-    samples that ranges are taken from.
+    `mode` as `Target` has it, for tflite and trtexec. trtexec only: `fallback` as `Target` has it, and whether the
+    network is `strongly_typed`. tflite only: `quantization` as `Target` has it, `source`: which graph of the source
+    model, as the parameters of export say it, `source_version`: of export, which reads that graph here too, and
+    `preprocess` of the samples that ranges are taken from.
     """
 
     builder: str
     dims: dict[str, dict[str, int]] = field(default_factory=dict)
     workspace: int | None = None
     mode: str | None = None
+    fallback: str | None = None
+    strongly_typed: bool | None = None
     quantization: str | None = None
     source: dict[str, Any] = field(default_factory=dict)
     source_version: int | None = None
@@ -44,10 +50,20 @@ def tools(params: Params) -> tuple[str, ...]:
     return (*_TOOLS.get(params.builder, ()), *(("h5py", "keras", "tf-keras") if form in ("keras", "h5") else ()))
 
 
-def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, Any]:
-    """With "onnx" → the engine; tflite takes "model" (what fetch made) too, and "data.*" where samples give the ranges.
+def run(
+    params: Params,
+    inputs: Mapping[str, Path],
+    out: Path,
+    *,
+    device: Mapping[str, Any] | None = None,
+    key: str = "",
+    say: Callable[[str], None] = print,
+) -> Mapping[str, Any]:
+    """With "onnx" → the engine; tflite takes "model" (what fetch made) too, and "data.*" where samples give the ranges;
+    trtexec takes "keep" and "table", and builds on `device`.
 
-    Measures the engine's size in bytes, and notes.
+    Measures the engine's size in bytes, and notes; trtexec more (`device.build`). Raises Unreachable where the device
+    cannot be had.
     """
     engine, notes = out / OUTPUTS["engine"], list[str]()
     if params.builder == "onnxruntime":
@@ -59,13 +75,57 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, A
         from trtrecipe.graphs import files
 
         notes = rtx_build.build(files.load(inputs["onnx"]), engine, params.dims, params.workspace)
+    elif params.builder == "trtexec":
+        from trtrecipe.device import build
+
+        assert device is not None  # the plan gives a step with this builder a device
+        return build.build(device, _job(params, inputs, key), engine, say)
     elif params.builder == "tflite":
         notes = _tflite(params, inputs, engine)
     else:
         from trtrecipe.errors import StepError
 
-        raise StepError(f"no engine builder is called {params.builder}", f"builders: {', '.join(_TOOLS)}")
+        names = [*_TOOLS, "trtexec"]
+        raise StepError(f"no engine builder is called {params.builder}", f"builders: {', '.join(names)}")
     return {"size": engine.stat().st_size, "notes": notes}
+
+
+def _job(params: Params, inputs: Mapping[str, Path], key: str) -> Job:
+    """What trtexec is told: shapes from the graph, the layers that stay in another precision than their network."""
+    from trtrecipe.device.build import Job
+    from trtrecipe.engines.rtx_build import profile
+    from trtrecipe.graphs import files, keep
+    from trtrecipe.graphs.interface import interface
+    from trtrecipe.targets.buildspec import BuildSpec, Shapes
+
+    assert params.mode is not None
+    model = files.load(inputs["onnx"])
+    opened = [spec for spec in interface(model).inputs if any(isinstance(axis, str) for axis in spec.shape)]
+    shapes = {spec.name: Shapes(*(tuple(sizes) for sizes in profile(spec, params.dims))) for spec in opened}
+    quantized = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+    given = {"model.onnx": inputs["onnx"]}
+    if "table" in inputs:
+        given["calibration.table"] = inputs["table"]
+    spec = BuildSpec(
+        onnx="model.onnx",
+        engine=OUTPUTS["engine"],
+        workspace=params.workspace or 0,
+        mode=params.mode,
+        fallback=params.fallback,
+        quantized=quantized,
+        table="calibration.table" if "table" in inputs else None,
+        strongly_typed=bool(params.strongly_typed),
+        shapes=shapes,
+        timing_cache="timing.cache",
+        verbose=True,
+    )
+    if not spec.strongly_typed:
+        default = spec.float_precision
+        kept = keep.load(inputs["keep"])
+        # Q/DQ nodes say what is quantized; a table does not, so there every kept layer needs a word.
+        layers = {name: each for name, each in kept.items() if "table" in inputs or each != default}
+        spec = replace(spec, layers=layers)
+    return Job(key, spec, given)
 
 
 def _tflite(params: Params, inputs: Mapping[str, Path], engine: Path) -> list[str]:

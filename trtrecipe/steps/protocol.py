@@ -42,8 +42,10 @@ class Step(Protocol):
         Returns measurements: JSON values that may differ from run to run and are no one's input. The key "notes" holds
         a list of sentences that a person should read. Raises `StepError` for what a person can mend.
         A kind may take further keywords, which limit the resources it uses (`plan.graph.Step.resources`): its outputs
-        must not depend on them. Two are given without being planned: `jobs`, how many processes it may use, and
-        `checkpoint`, a folder of this key alone, where it may keep what it has done so far until it is repeated.
+        must not depend on them. Some are given without being planned: `jobs`, how many processes it may use;
+        `checkpoint`, a folder of this key alone, where it may keep what it has done so far until it is repeated; `key`,
+        the step's key; `say`, which takes a line of progress for a person; and for a step of a device `device`, how to
+        get there and what it is (`run.fleet`).
         """
 
 

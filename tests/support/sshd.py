@@ -1,0 +1,354 @@
+"""Devices for tests: a real OpenSSH server on loopback, behind it a Jetson's files and a trtexec surrogate.
+
+The server is Debian's openssh-server, a process of this user with its own host key, port and configuration. What is
+made up is the machine behind it: the logins' PATH begins with a `python3` that gives each request of the agent the
+folder that stands for the device's root, and does what a test asks for in `faults.json` beside it:
+
+    drop, drop_in: {"op": NAME, "at": byte, "times": count}  the connection ends there, in the answer or in what is sent
+    flip, flip_in: {"op": NAME, "at": byte, "times": count}  one bit there is another one
+
+(A bit that flips on the way breaks a real connection; here it stands for a fault of either machine's memory or disk.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support import trtexec_surrogate
+
+SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A Jetson as a release shows it."""
+
+    profile: str
+    model: str
+    compatible: str
+    memory: int  # kB of MemTotal
+    l4t: str
+    jetpack: str
+    tensorrt: str
+    cuda: str
+
+
+XAVIER_NX = Kind(
+    "jetson-xavier-nx", "NVIDIA Jetson Xavier NX Developer Kit", "nvidia,p3449-0000+p3668-0000\0nvidia,tegra194\0",
+    7_120_000, "35.6.0", "5.1.4", "8.5.2", "11.4.315",
+)  # fmt: skip
+TX2 = Kind(
+    "jetson-tx2", "quill", "nvidia,p2597-0000+p3310-1000\0nvidia,tegra186\0",
+    8_045_000, "32.7.4", "4.6.4", "8.2.1", "10.2.300",
+)  # fmt: skip
+ORIN_NX = Kind(
+    "jetson-orin-nx", "NVIDIA Jetson Orin NX Engineering Reference Developer Kit",
+    "nvidia,p3768-0000+p3767-0000\0nvidia,tegra234\0", 15_650_000, "36.4.3", "6.2", "10.3.0", "12.6.68",
+)  # fmt: skip
+
+_PYTHON = '''#!{python}
+import io, json, os, re, signal, sys, time
+
+HERE = {folder!r}
+arguments = sys.argv[1:]
+length = int(re.search(r"read\\((\\d+)\\)", arguments[1]).group(1))
+source = sys.stdin.buffer
+agent = source.read(length).replace(b"\\nGRACE = 5.0", b"\\nGRACE = 0.2")
+request = json.loads(source.readline())
+request.setdefault("root", HERE + "/root")
+request.setdefault("lock", HERE + "/device.lock")
+with open(HERE + "/requests.jsonl", "a") as out:
+    out.write(json.dumps({{"op": request["op"], "pid": os.getpid()}}) + "\\n")
+
+
+def fault(kind):
+    """The fault of that kind for this request; it is taken away, so that it happens once."""
+    path = HERE + "/faults.json"
+    try:
+        with open(path) as text:
+            faults = json.load(text)
+    except (OSError, ValueError):
+        return None
+    found = faults.get(kind)
+    if not found or found["op"] != request["op"]:
+        return None
+    found["times"] = found.get("times", 1) - 1
+    if found["times"] <= 0:
+        del faults[kind]
+    with open(path, "w") as text:
+        json.dump(faults, text)
+    return found
+
+
+def drop():
+    """Kill the server process of this connection, as when a cable is pulled."""
+    with open("/proc/%d/stat" % os.getpid()) as text:
+        pid = int(text.read().rpartition(")")[2].split()[1])
+    while True:
+        with open("/proc/%d/cmdline" % pid) as text:
+            name = text.read()
+        with open("/proc/%d/stat" % pid) as text:
+            parent = int(text.read().rpartition(")")[2].split()[1])
+        if name.startswith("sshd:"):
+            os.kill(pid, signal.SIGKILL)
+            break
+        pid = parent
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class In(io.RawIOBase):
+    def __init__(self):
+        self.first = json.dumps(request).encode() + b"\\n"
+        self.taken, self.drop, self.flip = 0, fault("drop_in"), fault("flip_in")
+
+    def readline(self, limit=-1):
+        first, self.first = self.first, b""
+        return first
+
+    def read(self, size=-1):
+        if self.drop and self.taken + size > self.drop["at"]:
+            size = self.drop["at"] - self.taken
+            if size <= 0:
+                drop()
+        block = bytearray(source.read(size))
+        if self.flip and self.taken <= self.flip["at"] < self.taken + len(block):
+            block[self.flip["at"] - self.taken] ^= 1
+        self.taken += len(block)
+        return bytes(block)
+
+
+class Out(io.RawIOBase):
+    def __init__(self):
+        self.given, self.drop, self.flip = 0, fault("drop"), fault("flip")
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        data = bytearray(data)
+        if self.flip and self.given <= self.flip["at"] < self.given + len(data):
+            data[self.flip["at"] - self.given] ^= 1
+        if self.drop and self.given + len(data) > self.drop["at"]:
+            os.write(1, data[: self.drop["at"] - self.given])
+            drop()
+        left = memoryview(data)
+        while left:
+            left = left[os.write(1, left) :]
+        self.given += len(data)
+        return len(data)
+
+
+class Streams:
+    def __init__(self, buffer):
+        self.buffer = buffer
+
+
+sys.argv = ["-c"]
+out = Out()
+sys.stdin = Streams(In())
+sys.stdout = io.TextIOWrapper(io.BufferedWriter(out, 1), write_through=True)
+if out.drop and out.drop["at"] == 0:
+    drop()
+exec(compile(agent, "<agent>", "exec"), {{"__name__": "__main__"}})
+'''
+
+
+@dataclass
+class TestDevice:
+    """A device that tests may break. `name` is its name in inventories, `host` what ssh is told."""
+
+    __test__ = False
+
+    name: str
+    kind: Kind
+    folder: Path
+    host: str
+    server: subprocess.Popen[bytes] | None = None
+
+    @property
+    def root(self) -> Path:
+        return self.folder / "root"
+
+    @property
+    def trtexec(self) -> Path:
+        return self.root / "usr/src/tensorrt/bin/trtexec"
+
+    @property
+    def cache(self) -> Path:
+        return self.folder / "cache/trtrecipe/device-v1"
+
+    def show(self, **changes: Any) -> None:
+        """Write the files of the kind, with some of its facts changed: another JetPack is another file."""
+        kind = Kind(**{**self.kind.__dict__, **changes})
+        major, _, revision = kind.l4t.partition(".")
+        files = {
+            "proc/device-tree/model": kind.model + "\0",
+            "proc/device-tree/compatible": kind.compatible,
+            "proc/meminfo": f"MemTotal: {kind.memory} kB\nMemAvailable: {kind.memory * 3 // 4} kB\n"
+            "SwapTotal: 4000000 kB\nSwapFree: 4000000 kB\n",
+            "etc/nv_tegra_release": f"# R{major} (release), REVISION: {revision}, GCID: 1, BOARD: t186ref\n",
+            "usr/local/cuda/version.json": json.dumps({"cuda": {"name": "CUDA SDK", "version": kind.cuda}}),
+            "var/lib/nvpmodel/status": "pmode:0002\n",
+            "etc/nvpmodel.conf": "< POWER_MODEL ID=2 NAME=MODE_15W_6CORE >\n",
+            "var/lib/dpkg/status": "".join(
+                f"Package: {package}\nStatus: install ok installed\nVersion: {version}\n\n"
+                for package, version in (
+                    ("nvidia-jetpack", f"{kind.jetpack}-b1"),
+                    ("libnvinfer-bin", f"{kind.tensorrt}-1+cuda{kind.cuda[:4]}"),
+                )
+            ),
+        }
+        for name, text in files.items():
+            path = self.root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        if not self.trtexec.exists() or kind.tensorrt != self.kind.tensorrt:
+            trtexec_surrogate.install(self.trtexec, kind.tensorrt)  # type: ignore[no-untyped-call]
+
+    def fault(self, **faults: Any) -> None:
+        """What the connection does next."""
+        (self.folder / "faults.json").write_text(json.dumps(faults))
+
+    def trtexec_fault(self, **faults: Any) -> None:
+        """What trtexec does until it is told otherwise."""
+        Path(f"{self.trtexec}.faults.json").write_text(json.dumps(faults))
+
+    def requests(self) -> list[str]:
+        """The operations that the agent was asked for."""
+        path = self.folder / "requests.jsonl"
+        return [json.loads(line)["op"] for line in path.read_text().splitlines()] if path.exists() else []
+
+    def calls(self, event: str = "start") -> list[dict[str, Any]]:
+        """What trtexec noted."""
+        path = Path(f"{self.trtexec}.calls.jsonl")
+        found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [call for call in found if call["event"] == event]
+
+    def stop(self) -> None:
+        """Switch the server off."""
+        if self.server is not None:
+            self.server.terminate()
+            self.server.wait()
+            self.server = None
+
+    def start(self) -> None:
+        """Switch the server on, and wait until it listens."""
+        config = self.folder / "sshd_config"
+        port = int(next(line for line in config.read_text().splitlines() if line.startswith("Port ")).split()[1])
+        with (self.folder / "sshd.log").open("ab") as log:
+            self.server = subprocess.Popen([SSHD, "-D", "-e", "-f", str(config)], stdin=-3, stdout=log, stderr=log)
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                return
+            if self.server.poll() is not None:
+                break
+            time.sleep(0.02)
+        raise AssertionError((self.folder / "sshd.log").read_text())
+
+
+def skip_without_sshd() -> None:
+    """Where there is no OpenSSH server, or it would need what this user cannot make."""
+    if not os.access(SSHD, os.X_OK) or shutil.which("ssh") is None:
+        pytest.skip("needs the OpenSSH client and server (Debian: openssh-client, openssh-server)")
+    if os.getuid() == 0:
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # where a server that starts as root confines itself
+
+
+class Lab:
+    """A client's ssh settings, and devices that it may log in to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.devices: list[TestDevice] = []
+        for name in ("user", "host"):
+            command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(folder / f"{name}_key")]
+            subprocess.run(command, check=True)
+        self.config, self.known_hosts = folder / "ssh_config", folder / "known_hosts"
+
+    def add(self, name: str, kind: Kind, environment: Mapping[str, str] | None = None) -> TestDevice:
+        """Another device, switched on and known."""
+        folder = self.folder / name
+        for part in ("bin", "home"):
+            (folder / part).mkdir(parents=True)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        device = TestDevice(name, kind, folder, f"test-{name}")
+        python = folder / "bin/python3"
+        python.write_text(_PYTHON.format(python=sys.executable, folder=str(folder)))
+        python.chmod(0o755)
+        device.show()
+        variables = {
+            "PATH": f"{folder}/bin:/usr/bin:/bin",
+            "HOME": f"{folder}/home",  # with no start files of a shell
+            "XDG_CACHE_HOME": f"{folder}/cache",
+            **(environment or {}),
+        }
+        (folder / "sshd_config").write_text(
+            f"Port {port}\nListenAddress 127.0.0.1\nHostKey {self.folder}/host_key\nPidFile none\n"
+            f"AuthorizedKeysFile {self.folder}/user_key.pub\nStrictModes no\nUsePAM no\n"
+            "PasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\n"
+            "MaxStartups 100\nSetEnv " + " ".join(f'"{key}={value}"' for key, value in variables.items()) + "\n"
+        )
+        self.devices.append(device)
+        device.start()
+        public = " ".join((self.folder / "host_key.pub").read_text().split()[:2])
+        with self.known_hosts.open("a") as known:
+            known.write(f"[127.0.0.1]:{port} {public}\n")
+        with self.config.open("a") as config:
+            config.write(
+                f"Host test-{name}\n  HostName 127.0.0.1\n  Port {port}\n  User {getpass.getuser()}\n"
+                f"  IdentityFile {self.folder}/user_key\n  IdentitiesOnly yes\n  IdentityAgent none\n"
+                f"  UserKnownHostsFile {self.known_hosts}\n  GlobalKnownHostsFile none\n"
+            )
+        return device
+
+    def install_client(self, folder: Path) -> Path:
+        """A folder for PATH with `ssh` as a user has it whose ~/.ssh/config is the lab's: OpenSSH looks for that file
+        in the home of the password database, whatever HOME says."""
+        folder.mkdir(parents=True, exist_ok=True)
+        client = folder / "ssh"
+        client.write_text(
+            f'#!/bin/sh\necho x >> "{self.folder}/client.calls"\nexec {shutil.which("ssh")} -F "{self.config}" "$@"\n'
+        )
+        client.chmod(0o755)
+        return folder
+
+    def client_calls(self) -> int:
+        """How often the OpenSSH client was started."""
+        path = self.folder / "client.calls"
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+    def stop(self) -> None:
+        for device in self.devices:
+            device.stop()
+
+
+@contextlib.contextmanager
+def lab(folder: Path) -> Iterator[Lab]:
+    """A lab; its servers end with the block."""
+    skip_without_sshd()
+    made = Lab(folder)
+    path = os.environ["PATH"]
+    os.environ["PATH"] = f"{made.install_client(folder / 'client')}:{path}"
+    try:
+        yield made
+    finally:
+        os.environ["PATH"] = path
+        made.stop()

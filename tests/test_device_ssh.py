@@ -1,0 +1,212 @@
+"""The way to a device, over a real SSH server: what a user's settings decide, and what is said when it is no way."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.sshd import TX2, XAVIER_NX, Lab, lab
+
+from trtrecipe.device import ssh
+from trtrecipe.device.ssh import Dropped, Refusal, Session
+from trtrecipe.errors import Unreachable
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with lab(tmp_path_factory.mktemp("lab")) as made:
+        made.add("nx", XAVIER_NX)
+        made.add("tx2", TX2)
+        yield made
+
+
+@pytest.fixture
+def bench(shared: Lab) -> Iterator[Lab]:
+    """The lab; its settings are put back."""
+    kept = {path: path.read_text() for path in (shared.config, shared.known_hosts)}
+    yield shared
+    for path, text in kept.items():
+        path.write_text(text)
+
+
+def probe(host: str, **more: str) -> dict[str, object]:
+    with Session(host, **more) as session:  # type: ignore[arg-type]
+        return session.ask({"op": "probe"})
+
+
+def change(bench: Lab, pattern: str, to: str) -> None:
+    """Change the settings of the first host."""
+    text, count = re.subn(pattern, to, bench.config.read_text(), count=1)
+    assert count == 1
+    bench.config.write_text(text)
+
+
+def test_a_probe_tells_what_the_device_is(bench: Lab) -> None:
+    device = bench.devices[0]
+    found = probe(device.host)
+    assert (found["l4t"], found["jetpack"], found["tensorrt"], found["cuda"]) == (
+        "35.6.0",
+        "5.1.4",
+        "8.5.2",
+        "11.4.315",
+    )
+    assert found["model"] == XAVIER_NX.model
+    assert found["trtexec"]["path"] == str(device.trtexec)  # type: ignore[index]
+
+
+def test_requests_share_a_connection_that_ends_with_the_session(bench: Lab) -> None:
+    device = bench.devices[0]
+    log = device.folder / "sshd.log"
+    before = log.read_text().count("Accepted publickey")
+    with Session(device.host) as session:
+        for _ in range(3):
+            session.ask({"op": "probe"})
+        folder = Path(str(session._folder))
+        assert (folder / "c").is_socket()
+    assert log.read_text().count("Accepted publickey") == before + 1
+    assert not folder.exists()
+
+
+def test_what_a_killed_command_left_is_removed_when_it_is_old(bench: Lab) -> None:
+    left, recent = (Path(tempfile.mkdtemp(prefix="trtrecipe-ssh-", dir="/tmp")) for _ in range(2))
+    try:
+        os.utime(left, (0, 0))
+        probe(bench.devices[0].host)
+        assert not left.exists()
+        assert recent.exists()
+    finally:
+        recent.rmdir()
+
+
+def test_a_connection_that_the_user_shares_is_used_and_left_open(bench: Lab, tmp_path: Path) -> None:
+    device = bench.devices[0]
+    change(
+        bench,
+        "  IdentitiesOnly",
+        f"  ControlMaster auto\n  ControlPersist 30\n  ControlPath {tmp_path}/user\n  IdentitiesOnly",
+    )
+    probe(device.host)
+    check = ["ssh", "-O", "check", device.host]
+    try:
+        assert subprocess.run(check, capture_output=True).returncode == 0
+    finally:
+        subprocess.run(["ssh", "-O", "exit", device.host], capture_output=True)
+
+
+def test_an_unknown_host_key_is_refused_whatever_the_user_has_set(bench: Lab) -> None:
+    host = bench.devices[0].host
+    bench.known_hosts.write_text("")
+    with pytest.raises(Unreachable, match="host key is not known here") as caught:
+        probe(host)
+    assert host in (caught.value.hint or "")
+    change(bench, "  IdentitiesOnly", "  StrictHostKeyChecking no\n  IdentitiesOnly")
+    with pytest.raises(Unreachable, match="host key is not known here"):
+        probe(host)
+    assert bench.known_hosts.read_text() == ""
+
+
+def test_a_user_who_accepts_new_host_keys_has_them_accepted(bench: Lab) -> None:
+    bench.known_hosts.write_text("")
+    change(bench, "  IdentitiesOnly", "  StrictHostKeyChecking accept-new\n  IdentitiesOnly")
+    assert probe(bench.devices[0].host)["l4t"] == "35.6.0"
+
+
+def test_a_changed_host_key_is_said_to_be_one(bench: Lab) -> None:
+    other = " ".join((bench.folder / "user_key.pub").read_text().split()[:2])
+    bench.known_hosts.write_text(re.sub("ssh-ed25519 .*", other, bench.known_hosts.read_text()))
+    with pytest.raises(Unreachable, match="host key is not the one in known_hosts"):
+        probe(bench.devices[0].host)
+
+
+def test_a_key_that_is_refused(bench: Lab) -> None:
+    change(bench, "IdentityFile .*", f"IdentityFile {bench.folder}/host_key")
+    with pytest.raises(Unreachable, match="refuses to log in without a password") as caught:
+        probe(bench.devices[0].host)
+    assert "ssh-copy-id" in (caught.value.hint or "")
+
+
+def test_a_host_that_is_none() -> None:
+    with pytest.raises(Unreachable, match=r"no host of that name|there is no way|does not answer"):
+        probe("no-such-device.invalid")
+
+
+def test_a_device_that_is_switched_off(bench: Lab) -> None:
+    device = bench.devices[1]
+    device.stop()
+    try:
+        with pytest.raises(Unreachable, match="it refuses the connection"):
+            probe(device.host)
+    finally:
+        device.start()
+
+
+def test_settings_that_ssh_does_not_understand(bench: Lab) -> None:
+    change(bench, "  IdentitiesOnly", "  NoSuchOption yes\n  IdentitiesOnly")
+    with pytest.raises(Unreachable, match="configuration of the ssh client is wrong"):
+        probe(bench.devices[0].host)
+
+
+def test_a_python_that_is_not_there(bench: Lab) -> None:
+    with pytest.raises(Unreachable, match=r"python3\.99 does not start there") as caught:
+        probe(bench.devices[0].host, python="python3.99")
+    assert "inventory" in (caught.value.hint or "")
+
+
+def test_words_for_the_remote_shell_are_quoted(bench: Lab, tmp_path: Path) -> None:
+    evil = tmp_path / "evil"
+    for python in (f"python3; touch {evil}; #", f"$(touch {evil})", f"`touch {evil}`", f"x\ntouch {evil}"):
+        with pytest.raises(Unreachable):
+            probe(bench.devices[0].host, python=python)
+    assert not evil.exists()
+
+
+def test_a_prefix_stands_before_every_command(bench: Lab) -> None:
+    device = bench.devices[0]
+    with Session(device.host, ("env", "PREFIXED=a b")) as session:
+        assert session.ask({"op": "probe"})["l4t"] == "35.6.0"
+    with pytest.raises(Unreachable), Session(device.host, ("false",)) as session:
+        session.ask({"op": "probe"})
+
+
+def test_a_start_file_that_prints_does_no_harm(bench: Lab) -> None:
+    device = bench.devices[0]
+    start = device.folder / "home/.bashrc"
+    start.write_text("echo 'Welcome to the lab'; echo '{}'; echo '[1]'\n")
+    try:
+        assert probe(device.host)["l4t"] == "35.6.0"
+    finally:
+        start.unlink()
+
+
+@pytest.mark.parametrize("at", [0, 1, 40])
+def test_a_connection_that_breaks_is_told_from_one_that_cannot_be_made(bench: Lab, at: int) -> None:
+    device = bench.devices[0]
+    device.fault(drop={"op": "probe", "at": at})
+    with pytest.raises(Dropped, match="the connection broke"), Session(device.host) as session:
+        session.ask({"op": "probe"})
+
+
+def test_a_request_that_the_agent_refuses(bench: Lab) -> None:
+    with Session(bench.devices[0].host) as session, pytest.raises(Refusal, match="operations: ") as caught:
+        session.ask({"op": "format-the-disk"})
+    assert caught.value.reason == "request"
+
+
+def test_a_device_that_falls_silent_is_given_up(bench: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ssh, "SILENCE", 0.3)
+    slow = tmp_path / "slow"
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    with pytest.raises(Dropped, match="has said nothing for"):
+        probe(bench.devices[0].host, python=str(slow))
+
+
+def test_without_a_client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Unreachable, match="OpenSSH client does not start"):
+        probe("anywhere")

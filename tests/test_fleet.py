@@ -1,0 +1,319 @@
+"""Builds on devices: real SSH servers, the agent, a strict trtexec surrogate."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support.projects import Project, make_project
+from support.sshd import ORIN_NX, TX2, XAVIER_NX, Lab, TestDevice, lab
+
+from trtrecipe.cli.app import run
+
+NX = "jetson-xavier-nx@5.1.4"
+TX2_FP16 = {"profile": "jetson-tx2@4.6.4", "precision": {"mode": "fp16"}}
+NX_INT8: dict[str, Any] = {"targets": [NX], "precision": {"mode": "int8", "fallback": "fp16"}}
+FLEET = [NX, TX2_FP16, "jetson-orin-nx@6.2"]
+Targets = dict[str, dict[str, dict[str, Any]]]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Lab]:
+    with lab(tmp_path / "lab") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def host_part(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with all of NX in it that needs no device."""
+    folder = tmp_path_factory.mktemp("host-part")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRTRECIPE_STORE", str(folder / "store"))
+        patch.chdir(folder)
+        assert run(["build", str(make_project(folder / "project", NX_INT8).recipe)]) == 5
+    return folder / "store"
+
+
+@pytest.fixture
+def project(tmp_path: Path, host_part: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """NX, with what needs no device built."""
+    shutil.copytree(host_part, tmp_path / "store")
+    monkeypatch.setenv("TRTRECIPE_STORE", str(tmp_path / "store"))
+    return make_project(tmp_path / "project", NX_INT8)
+
+
+def write_inventory(folder: Path, devices: list[TestDevice], **more: Any) -> None:
+    entries = {device.name: {"profile": device.kind.profile, "ssh": device.host, **more} for device in devices}
+    text = yaml.safe_dump({"schema": "trtrecipe/inventory/v1", "devices": entries}, sort_keys=False)
+    (folder / "devices.yaml").write_text(text)
+
+
+def build(project: Project, capsys: pytest.CaptureFixture[str], expected: int = 5) -> Targets:
+    """Target → kind → step; "" → the target itself."""
+    capsys.readouterr()
+    code = run(["build", str(project.recipe), "--json", "--output", str(project.folder / "dist")])
+    out, err = capsys.readouterr()
+    assert code == expected, out + err
+    return {
+        target["target"]: {step["kind"]: step for step in target["steps"]} | {"": target}
+        for target in json.loads(out)["targets"]
+    }
+
+
+def environment() -> dict[str, str]:
+    """With which a new process imports what this one does."""
+    import trtrecipe
+
+    return {**os.environ, "PYTHONPATH": str(Path(trtrecipe.__file__).parents[1])}
+
+
+def statuses(targets: Targets, kind: str = "compile") -> list[str]:
+    return [steps[kind]["status"] for steps in targets.values()]
+
+
+def test_three_devices_three_engines(
+    tmp_path: Path, bench: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = [bench.add("nx", XAVIER_NX), bench.add("tx2", TX2), bench.add("orin", ORIN_NX)]
+    project = make_project(tmp_path / "project", NX_INT8 | {"targets": FLEET})
+    write_inventory(project.folder, devices)
+    first = build(project, capsys)
+    assert statuses(first) == ["ran"] * 3
+    for kind in ("export", "prepare", "reference", "calibrate"):
+        assert len({steps[kind]["key"] for steps in first.values() if kind in steps}) == 1
+    for device, steps in zip(devices, first.values(), strict=True):
+        assert len(device.calls("end")) == 1
+        engine = Path(steps[""]["artifacts"]["engine"]["path"]).read_bytes()
+        graph = Path(steps[""]["artifacts"]["onnx"]["path"]).read_bytes()
+        assert engine.endswith(graph)  # the surrogate's engine holds what it was made of
+    assert len({steps[""]["artifacts"]["engine"]["sha256"] for steps in first.values()}) == 3
+    flags = [{flag.partition("=")[0] for flag in device.calls()[0]["argv"]} for device in devices]
+    assert {"--int8", "--fp16", "--memPoolSize", "--buildOnly"} <= flags[0]
+    assert {"--fp16", "--workspace", "--buildOnly"} <= flags[1]
+    assert "--int8" not in flags[1]
+    assert {"--int8", "--fp16", "--memPoolSize", "--skipInference"} <= flags[2]
+
+    # Nothing changed: no connection at all while the last look is recent, and one question each when it is not.
+    requests, calls = [device.requests() for device in devices], bench.client_calls()
+    assert statuses(build(project, capsys)) == ["hit"] * 3
+    assert bench.client_calls() == calls
+    monkeypatch.setenv("TRTRECIPE_PROBE_AGE", "0")
+    assert statuses(build(project, capsys)) == ["hit"] * 3
+    assert [device.requests() for device in devices] == [[*before, "probe"] for before in requests]
+
+    # Another JetPack on one device is another fingerprint: that target alone is built again.
+    devices[0].show(l4t="35.6.1", jetpack="5.1.5")
+    again = build(project, capsys)
+    assert statuses(again) == ["ran", "hit", "hit"]
+    assert "device.l4t: 35.6.0 -> 35.6.1" in again[NX]["compile"]["reason"]
+    assert [len(device.calls("end")) for device in devices] == [2, 1, 1]
+    manifest = json.loads(Path(again[NX][""]["artifacts"]["manifest"]["path"]).read_text())
+    assert manifest["device"]["l4t"] == "35.6.1"
+    assert manifest["device"]["tensorrt"] == "8.5.2"
+    assert "nx" not in json.dumps(manifest["device"]).lower().replace("xavier nx", "")
+
+
+def test_what_runs_is_run_by_what_the_device_shows_now(
+    project: Project, bench: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A look that is recent enough to serve by is not recent enough to build by."""
+    device = bench.add("nx", XAVIER_NX)
+    write_inventory(project.folder, [device])
+    assert run(["devices", "probe", "nx"]) == 2  # the inventory is not here
+    build(project, capsys)
+    device.show(l4t="35.6.1", jetpack="5.1.5")
+    project.change_recipe(lambda recipe: recipe.update(build={"workspace": "512MiB"}))
+    built = build(project, capsys)
+    assert statuses(built) == ["ran"]
+    assert "l4t" in built[NX]["compile"]["reason"]
+
+
+def test_a_device_that_is_away_serves_what_it_built(
+    project: Project, bench: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = bench.add("nx", XAVIER_NX)
+    write_inventory(project.folder, [device])
+    build(project, capsys)
+    device.stop()
+    monkeypatch.setenv("TRTRECIPE_PROBE_AGE", "0")
+    served = build(project, capsys)
+    assert statuses(served) == ["hit"]
+    assert "engine" in served[NX][""]["artifacts"]
+    project.change_recipe(lambda recipe: recipe.update(build={"workspace": "512MiB"}))
+    waits = build(project, capsys)
+    assert statuses(waits) == ["pending"]
+    reason = waits[NX]["compile"]["reason"]
+    assert "it refuses the connection" in reason
+    assert "last seen 2" in reason
+    assert "TensorRT 8.5.2, L4T 35.6.0" in reason
+    device.start()
+    assert statuses(build(project, capsys)) == ["ran"]
+
+
+def test_a_device_that_was_never_seen_and_cannot_be(
+    project: Project, bench: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device = bench.add("nx", XAVIER_NX)
+    device.stop()
+    write_inventory(project.folder, [device])
+    built = build(project, capsys)
+    assert statuses(built) == ["pending"]
+    assert "nx cannot be used now" in built[NX]["compile"]["reason"]
+
+
+def test_without_an_inventory_the_reason_says_so(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    built = build(project, capsys)
+    assert statuses(built) == ["pending"]
+    assert "devices.yaml" in built[NX]["compile"]["reason"]
+
+
+def test_a_device_of_another_tensorrt_is_not_built_on(
+    project: Project, bench: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device = bench.add("nx", XAVIER_NX)
+    device.show(l4t="35.1.0", jetpack="5.0.2", tensorrt="8.4.1")
+    write_inventory(project.folder, [device])
+    built = build(project, capsys)
+    assert statuses(built) == ["pending"]
+    assert "shows TensorRT 8.4.1" in built[NX]["compile"]["reason"]
+    assert device.calls() == []
+    # Another device of the profile that does fit is found.
+    other = bench.add("nx-2", XAVIER_NX)
+    write_inventory(project.folder, [device, other])
+    assert statuses(build(project, capsys)) == ["ran"]
+    assert (device.calls(), len(other.calls("end"))) == ([], 1)
+
+
+def test_one_job_at_a_time_on_a_device(tmp_path: Path, bench: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    device = bench.add("nx", XAVIER_NX)
+    device.trtexec_fault(seconds=0.3)
+    targets = [{"profile": NX, "name": name, "precision": {"mode": name}} for name in ("fp16", "fp32")]
+    project = make_project(tmp_path / "project", {"targets": targets, "precision": {"mode": "fp16"}})
+    write_inventory(project.folder, [device])
+    assert statuses(build(project, capsys)) == ["ran", "ran"]
+    times = [(call["time"], call["event"]) for event in ("start", "end") for call in device.calls(event)]
+    assert [event for _, event in sorted(times)] == ["start", "end", "start", "end"]
+    operations = [operation for operation in device.requests() if operation != "probe"]
+    assert operations == ["stage", "receive", "build", "send", "gc", "stage", "build", "send", "gc"]
+
+
+def test_implicit_quantization_gives_trtexec_the_table(
+    project: Project, bench: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device = bench.add("nx", XAVIER_NX)
+    write_inventory(project.folder, [device])
+    project.change_recipe(lambda recipe: recipe["precision"].update(quantization="implicit"))
+    assert statuses(build(project, capsys)) == ["ran"]
+    assert "--calib=calibration.table" in device.calls()[0]["argv"]
+
+
+def test_kept_layers_become_layer_precisions(project: Project, bench: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    device = bench.add("nx", XAVIER_NX)
+    write_inventory(project.folder, [device])
+    project.change_recipe(lambda recipe: recipe["precision"].update(keep=[{"layers": "gemm", "precision": "fp32"}]))
+    assert statuses(build(project, capsys)) == ["ran"]
+    [argv] = [call["argv"] for call in device.calls()]
+    assert [flag for flag in argv if "layerPrecisions" in flag] == ["--layerPrecisions=gemm:fp32"]
+    assert "--precisionConstraints=obey" in argv
+
+
+def test_a_build_whose_command_was_killed_is_taken_up_by_the_next(
+    project: Project, bench: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device = bench.add("nx", XAVIER_NX)
+    write_inventory(project.folder, [device])
+    device.trtexec_fault(seconds=2)
+    command = [sys.executable, "-m", "trtrecipe", "build", str(project.recipe)]
+    killed = subprocess.Popen(command, cwd=project.folder, stdout=-3, stderr=-3, env=environment())
+    deadline = time.monotonic() + 60
+    while not device.calls() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait()
+    assert statuses(build(project, capsys)) == ["ran"]
+    assert (len(device.calls("start")), len(device.calls("end"))) == (1, 1)
+
+
+def test_a_build_that_fails_on_the_device_has_failed(
+    project: Project, bench: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device = bench.add("nx", XAVIER_NX)
+    write_inventory(project.folder, [device], seconds=1)
+    device.trtexec_fault(hang=True)
+    failed = build(project, capsys, expected=1)[NX]["compile"]
+    assert failed["status"] == "failed"
+    assert "took longer than 1" in failed["error"]
+    assert "seconds" in failed["hint"]
+
+
+def test_a_profile_without_a_release_is_what_its_device_shows(
+    project: Project, bench: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = bench.add("nx", XAVIER_NX)
+    write_inventory(project.folder, [device])
+    project.change_recipe(lambda recipe: recipe.update(targets=["jetson-xavier-nx"]))
+    assert run(["validate", str(project.recipe)]) == 2
+    assert "jetson-xavier-nx needs a JetPack release" in capsys.readouterr().err
+    monkeypatch.chdir(project.folder)
+    assert run(["devices", "probe", "nx"]) == 0
+    assert run(["validate", str(project.recipe)]) == 0
+    assert statuses(build(project, capsys)) == ["ran"]
+
+
+def test_devices_are_probed_shown_and_listed(
+    tmp_path: Path, bench: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = bench.add("nx", XAVIER_NX)
+    write_inventory(tmp_path, [device], labels=["shelf-2"])
+    monkeypatch.chdir(tmp_path)
+    assert run(["devices", "show", "nx", "--json"]) == 0
+    assert "probe" not in json.loads(capsys.readouterr().out)
+    assert run(["devices", "probe", "nx", "--json"]) == 0
+    probed = json.loads(capsys.readouterr().out)
+    assert probed["schema"] == "trtrecipe/probe/v1"
+    assert probed["jetpack"] == "5.1.4"
+    assert probed["differences"] == probed["problems"] == []
+    assert set(probed["fingerprint"]) == {"model", "memory", "l4t", "cuda", "tensorrt", "trtexec"}
+    assert probed["fingerprint"]["memory"] == 7 << 30
+    assert run(["devices", "show", "nx", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == probed
+    assert run(["devices", "list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["inventory"] == [probed]
+    assert run(["devices", "list"]) == 0
+    assert "shelf-2" in capsys.readouterr().out
+    device.show(l4t="35.6.9", memory=30_000_000, compatible="nvidia,p3701-0000\0nvidia,tegra234\0", cuda="12.6.1")
+    assert run(["devices", "probe", "nx"]) == 0
+    said = capsys.readouterr().out
+    for difference in ("p3701-0000", "its memory is 28.6 GiB", "L4T 35.6.9 belongs to no JetPack release"):
+        assert difference in said
+    assert run(["devices", "probe", "nxx"]) == 2
+    assert "did you mean nx?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("precision", "refused"),
+    [
+        ({"mode": "fp16", "keep": [{"layers": "gemm"}]}, True),
+        ({"mode": "int8", "fallback": "fp16", "keep": [{"layers": "gemm"}]}, False),
+        ({"mode": "int8", "fallback": "fp16", "keep": [{"layers": "gemm", "precision": "fp32"}]}, True),
+        ({"mode": "int8", "fallback": "fp32", "keep": [{"layers": "gemm", "precision": "fp32"}]}, False),
+    ],
+)
+def test_a_release_without_layer_precisions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], precision: dict[str, Any], refused: bool
+) -> None:
+    for jetpack, expected in (("4.6.4", 2 if refused else 0), ("5.1.4", 0)):
+        targets = [f"jetson-xavier-nx@{jetpack}"]
+        project = make_project(tmp_path / jetpack, {"precision": precision, "targets": targets})
+        assert run(["validate", str(project.recipe)]) == expected
+        said = capsys.readouterr().err
+        assert ("TensorRT 8.4 is the first that can" in said) == (expected == 2)

@@ -1,0 +1,78 @@
+"""Which device a step runs on, as the planner sees it: what is needed, and what was found for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from trtrecipe.digest import sha256_json
+from trtrecipe.targets.devices import Device, Fingerprint
+from trtrecipe.targets.trtexec import record
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """A device of the profile (its id) whose TensorRT is of that family, such as "8.5"."""
+
+    profile: str
+    tensorrt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """What a need comes to.
+
+    `fingerprint`: as last seen, None where no device that fits was ever seen. `problem`: why nothing can run there now.
+    """
+
+    device: Device | None
+    fingerprint: Fingerprint | None
+    problem: str | None
+
+
+class Devices(Protocol):
+    """Who knows the devices."""
+
+    def assigned(self, need: Need) -> Assigned:
+        """What there is for `need`; the same each time, unless a device is looked at again in between."""
+
+
+class NoDevices:
+    """Without an inventory."""
+
+    def assigned(self, need: Need) -> Assigned:
+        """Nothing."""
+        return Assigned(None, None, missing(need))
+
+
+def missing(need: Need) -> str:
+    """What to say where the inventory names no device for a need."""
+    return f"needs a {need.profile}: no devices.yaml beside the recipe, above it or in the user's settings names one"
+
+
+def in_key(found: Fingerprint) -> dict[str, Any]:
+    """What of a device is in a step's key: its fingerprint, and what its trtexec is known to accept."""
+    known = record(found.tensorrt)
+    return {
+        "model": found.model,
+        "memory": found.memory,
+        "l4t": found.l4t,
+        "cuda": found.cuda,
+        "tensorrt": found.tensorrt,
+        "trtexec": found.trtexec,
+        "accepts": sha256_json({"flags": known.flags, "values": known.values, "means": known.means}),
+    }
+
+
+def resource(assigned: Assigned) -> Mapping[str, Any]:
+    """What a step is given of its device."""
+    from dataclasses import asdict
+
+    assert assigned.device is not None and assigned.fingerprint is not None
+    return {
+        "name": assigned.device.name,
+        "address": assigned.device.address,
+        "seconds": assigned.device.seconds,
+        "fingerprint": asdict(assigned.fingerprint),
+    }

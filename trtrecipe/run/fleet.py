@@ -1,0 +1,165 @@
+"""The devices of an inventory during one command: what was last seen of them, and looking at them again.
+
+A device that was looked at within TRTRECIPE_PROBE_AGE seconds (600 unless set) is taken as it was, unless something is
+to run on it. One that cannot be reached is taken as it was last seen, which serves finished work.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from trtrecipe.errors import InputError, StepError
+from trtrecipe.plan.devices import Assigned, Need, missing
+from trtrecipe.store import devices as state
+from trtrecipe.targets.devices import Device, Fingerprint, Seen, family, fingerprint, lacks
+
+AGE = "TRTRECIPE_PROBE_AGE"
+DEFAULT_AGE = 600.0
+AT_ONCE = 16
+
+Probe = Callable[[Device], dict[str, Any]]
+
+
+def probe(device: Device) -> dict[str, Any]:
+    """Look at a device. Raises StepError, of which Unreachable is one."""
+    from trtrecipe.device.ssh import Session
+
+    with Session(**device.address) as session:
+        answer = session.ask({"op": "probe"})
+    answer.pop("event")
+    return answer
+
+
+def age_from_environment() -> float:
+    """How old a look may be, in seconds. Raises InputError."""
+    text = os.environ.get(AGE, "")
+    try:
+        age = float(text) if text else DEFAULT_AGE
+    except ValueError:
+        age = -1.0
+    if not age >= 0:
+        raise InputError.of(f"{AGE} is {text!r}, which is no number of seconds", "set it to 0 to look every time")
+    return age
+
+
+class Fleet:
+    """`plan.devices.Devices` of an inventory."""
+
+    def __init__(self, devices: Sequence[Device], root: Path, age: float, look: Probe = probe) -> None:
+        self._devices, self._root, self._age, self._look = tuple(devices), root, age, look
+        self._seen: dict[str, Seen | None] = {}
+        self._fresh: set[str] = set()
+        """Names of devices that this command has looked at."""
+        self._problems: dict[str, str] = {}
+
+    def assigned(self, need: Need) -> Assigned:
+        """The first device that fits and can be had, else one that was seen to fit; by what is known now."""
+        mine = self._candidates(need)
+        if not mine:
+            return Assigned(None, None, missing(need))
+        judged = [(device, *self._judge(device, need)) for device in mine]
+        best = [one for one in judged if one[1] is not None and one[2] is None]
+        best += [one for one in judged if one[1] is not None]
+        if best:
+            return Assigned(*best[0])
+        problems = [problem for _, _, problem in judged if problem]
+        return Assigned(None, None, "; ".join(problems) or f"{mine[0].name} was never looked at")
+
+    def settle(self, needs: Iterable[Need]) -> None:
+        """Look at devices until each need has one or none is left; those seen lately are taken as they were."""
+        wanted = list(dict.fromkeys(needs))
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            while True:
+                waiting = [device for need in wanted if (device := self._next(need)) is not None]
+                if not waiting:
+                    return
+                list(pool.map(self._look_at, dict.fromkeys(waiting)))
+
+    def confirm(self, needs: Iterable[Need]) -> bool:
+        """Look at the devices that would run something, if that was not done yet; whether any was looked at."""
+        before = len(self._fresh)
+        wanted = list(dict.fromkeys(needs))
+        devices = [device for need in wanted if (device := self.assigned(need).device) is not None]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(self._look_at, (d for d in dict.fromkeys(devices) if d.name not in self._fresh)))
+        self.settle(wanted)
+        return len(self._fresh) > before
+
+    def seen(self, device: Device) -> Seen | None:
+        """What is known of a device, from this command or an earlier one."""
+        if device.name not in self._seen:
+            kept = state.read(self._root, device.address)
+            self._seen[device.name] = None if kept is None else Seen(*kept)
+        return self._seen[device.name]
+
+    def look(self, device: Device) -> Seen:
+        """Look at a device now, and remember it. Raises StepError, StoreError."""
+        found = Seen(time.time(), self._look(device))
+        state.write(self._root, device.address, found.at, found.probe)
+        self._seen[device.name] = found
+        return found
+
+    def _candidates(self, need: Need) -> list[Device]:
+        """Devices of the profile: those last seen to fit first, then those never seen, in the inventory's order."""
+        mine = [device for device in self._devices if device.profile == need.profile]
+        return sorted(mine, key=lambda device: self._rank(device, need))
+
+    def _rank(self, device: Device, need: Need) -> int:
+        seen = self.seen(device)
+        if seen is None:
+            return 1
+        found = fingerprint(seen.probe)
+        return 0 if found is not None and family(found.tensorrt) == need.tensorrt else 2
+
+    def _next(self, need: Need) -> Device | None:
+        """The device to look at next for a need, None where that is settled."""
+        for device in self._candidates(need):
+            if not self._is_recent(device):
+                return device
+            found, problem = self._judge(device, need)
+            if found is not None and problem is None:
+                return None
+        return None
+
+    def _is_recent(self, device: Device) -> bool:
+        if device.name in self._fresh:
+            return True
+        seen = self.seen(device)
+        return seen is not None and 0 <= time.time() - seen.at < self._age
+
+    def _look_at(self, device: Device) -> None:
+        self._fresh.add(device.name)
+        try:
+            self.look(device)
+        except StepError as error:
+            self._problems[device.name] = f"{error.message}{f'; {error.hint}' if error.hint else ''}"
+
+    def _judge(self, device: Device, need: Need) -> tuple[Fingerprint | None, str | None]:
+        """The fingerprint where it fits, and what keeps work from running there now."""
+        seen = self.seen(device)
+        away = self._problems.get(device.name)
+        if away is not None:
+            away = f"{device.name} cannot be used now: {away}"
+        if seen is None:
+            return None, away
+        found = fingerprint(seen.probe)
+        if found is None:
+            return None, f"{device.name}: {'; '.join(lacks(seen.probe))}"
+        if family(found.tensorrt) != need.tensorrt:
+            shows = f"{device.name} shows TensorRT {found.tensorrt}, L4T {found.l4t}"
+            text = f"{shows}; this target is for TensorRT {need.tensorrt}: name the device's JetPack release"
+            return None, text + (f"; {away}" if away else "")
+        if away is not None:
+            away += f"; last seen {when(seen.at)} with TensorRT {found.tensorrt}, L4T {found.l4t}"
+        return found, away
+
+
+def when(at: float) -> str:
+    """A time for people, in the local zone."""
+    return datetime.fromtimestamp(at).astimezone().isoformat(sep=" ", timespec="minutes")
