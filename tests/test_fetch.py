@@ -73,10 +73,10 @@ def test_a_folder_that_is_no_saved_model(tmp_path: Path) -> None:
 
 def test_the_wrong_kind_of_path(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
-    with pytest.raises(StepError, match="is a file, and model.format says saved_model") as caught:
+    with pytest.raises(StepError, match=r"is a file, and model\.format says saved_model") as caught:
         _fetch(tmp_path / "file", tmp_path / "o1")
     assert caught.value.hint == "name the folder that holds saved_model.pb"
-    with pytest.raises(StepError, match="is a SavedModel, and model.format says onnx"):
+    with pytest.raises(StepError, match=r"is a SavedModel, and model\.format says onnx"):
         _fetch(_saved_model(tmp_path / "m"), tmp_path / "o2", "onnx")
 
 

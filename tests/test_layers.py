@@ -49,7 +49,7 @@ def nested(tmp_path_factory: pytest.TempPathFactory) -> tuple[layers.Layers, lay
 
 
 def test_keras_layers_by_their_names(nested: tuple[layers.Layers, layers.Layers, onnx.ModelProto]) -> None:
-    found, _, model = nested
+    found, _, _ = nested
     assert {"image", "stem", "norm", "drop", "block", "block/conv", "block/bn", "block/act", "flat", "logits"} <= set(
         found
     )

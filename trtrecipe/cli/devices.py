@@ -185,9 +185,7 @@ def _print_device(document: dict[str, Any]) -> None:
         typer.echo(table(columns, [_row(release) for release in releases]))
     else:
         accepts = document["accepts"]
-        typer.echo(
-            f"  {'dialect':<20}{accepts['dialect']}, {_opset(accepts)}"
-        )
+        typer.echo(f"  {'dialect':<20}{accepts['dialect']}, {_opset(accepts)}")
         typer.echo(f"  {'operators':<20}{_operators(accepts)}")
     _print_list("Notes", _notes(document))
     _print_list("Sources", _sources(document))
