@@ -260,6 +260,22 @@ def test_a_source_that_is_not_repeatable_is_said_to_be(tmp_path: Path) -> None:
         compared(DOUBLE, lambda feeds: {"y": random.random(feeds["x"].shape)}, tmp_path)
 
 
+def test_rounding_that_the_model_amplifies_is_noted_and_not_an_error(tmp_path: Path) -> None:
+    """In front of a sine of many turns the last bits decide."""
+    text = "g (float[batch,400] x) => (float[batch,400] y) <float large = {100000}> { l = Mul(x, large) y = Sin(l) }"
+
+    def run(feeds: Mapping[str, Any]) -> dict[str, Any]:
+        return {"y": np.sin((feeds["x"] * np.float32(3)) * np.float32(1e5 / 3))}
+
+    found = compared(text, run, tmp_path)
+    assert [note for note in found["notes"] if "output y differs by" in note and note.endswith("it is rounding")]
+    assert found["outputs"]["y"]["relative"] > 1e-3
+    with pytest.raises(StepError, match=r"output y differs by .*allowed: 0.0005"):  # what the recipe says counts
+        compared(text, run, tmp_path, tolerance=5e-4)
+    with pytest.raises(StepError, match="output y differs"):
+        compared(text, lambda feeds: {"y": 3 * run(feeds)["y"]}, tmp_path)
+
+
 def test_what_the_source_does_not_take_is_noted(tmp_path: Path) -> None:
     def run(feeds: Mapping[str, Any]) -> dict[str, Any]:
         if len(feeds["x"]) > 1:
