@@ -77,8 +77,8 @@ def _table(work: Path, env: Mapping[str, str], only: Sequence[str] | None) -> li
         measure.table(["model", "opset", "exported", "error", "RTX builds", "export s", "RTX s"], rows),
         "",
         f"{whole} of {len(rows)} exported and built. `error` is the largest of any output, as a part of its largest "
-        "magnitude, over batches of 1 and 3 (where the batch is open) of inputs drawn from three distributions; there is "
-        "none where nothing was converted.",
+        "magnitude, over batches of 1 and 3 (where the batch is open) of inputs drawn from three distributions; "
+        "there is none where nothing was converted.",
         *(["", "Refused or failed:", "", *refused] if refused else []),
     ]
 

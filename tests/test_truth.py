@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -441,3 +443,30 @@ def test_indices_are_drawn_within_their_table(tmp_path: Path) -> None:
     measured = exported(tmp_path / "model.keras", tmp_path / "out", "keras")
     assert measured["check"]["outputs"]["scores"]["relative"] < 1e-4
     assert not [note for note in measured["notes"] if "not checked" in note or "the same for all" in note]
+
+
+# --- what the check has to pay for
+
+
+def test_tensorflow_comes_without_keras_which_still_comes_after_it() -> None:
+    program = (
+        "import sys; from trtrecipe.graphs.tensorflow_runtime import tensorflow; tf = tensorflow();"
+        "assert 'keras' not in sys.modules; import keras; assert tf.keras.layers.Dense is keras.layers.Dense"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_an_optimizer_that_fails_is_left_out_and_noted(
+    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tf2onnx import optimizer
+
+    def broken() -> Any:
+        raise ValueError("no such axis")
+
+    monkeypatch.setitem(optimizer._optimizers, "const_dequantize_optimizer", broken)
+    measured = exported(network / "model", tmp_path / "out", **OPEN)
+    (note,) = measured["notes"]
+    assert "const_dequantize_optimizer (ValueError: no such axis)" in note
+    assert measured["check"]["batches"] == [1, 3]
