@@ -78,7 +78,7 @@ CASES: dict[str, tuple[Edit, int, str, str, str | None]] = {
     ),
     "no SavedModel": (no_saved_model, 2, "without saved_model.pb", "name the folder", "empty"),
     "a link in the model": (linked_away, 2, "no plain file", "copy of the file", "model"),
-    "truncated model": (truncated_model, 1, "export", "", None),
+    "truncated model": (truncated_model, 2, "is cut short, or damaged", "compare their sizes", "model.onnx"),
     "Git LFS pointer": (lfs_pointer, 2, "is a Git LFS pointer", "git lfs pull", "model.onnx"),
     "open axis": (open_axis, 1, "export", "model.inputs.image.shape", None),
     "unknown input": (

@@ -361,7 +361,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "logits": keras.layers.Dense(3, name="dense")(pooled),
         "sizes": keras.layers.Dense(2, name="size")(pooled),
     }
-    model = keras.Model(image, outputs)
+    model = keras.Model(image, outputs, name="net")
     model.export(folder / "model", verbose=False)
     (folder / "packed").mkdir()
     fetch.run(fetch.Params("saved_model"), {"source": folder / "model"}, folder / "packed")
@@ -386,7 +386,7 @@ def test_a_tensorflow_model_ends_at_a_layer(saved: Path, tmp_path: Path) -> None
     assert "notes" not in measured
 
 
-@pytest.mark.parametrize("name", ["stem/Relu", "stem/Relu:0", "functional_1/stem_1/Relu"])
+@pytest.mark.parametrize("name", ["stem/Relu", "stem/Relu:0", "net_1/stem_1/Relu"])
 def test_operations_go_by_the_names_that_exports_show(name: str, saved: Path, tmp_path: Path) -> None:
     model, _ = _from_tensorflow(saved, tmp_path, outputs=[name], inputs={"image": {"shape": [1, 8, 8, 3]}})
     assert [value.name for value in model.graph.output] == [name]
@@ -427,7 +427,7 @@ def test_channels_first_of_a_tensorflow_model(saved: Path, tmp_path: Path) -> No
         ),
         (
             {"outputs": ["scale/mul:1"]},
-            "model.outputs names scale/mul:1, and Mul StatefulPartitionedCall_1/StatefulPartitionedCall/functional_1/"
+            "model.outputs names scale/mul:1, and Mul StatefulPartitionedCall_1/StatefulPartitionedCall/net_1/"
             "scale_1/mul has no result 1 | the model's outputs are: logits, sizes",
         ),
         (

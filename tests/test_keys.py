@@ -137,6 +137,18 @@ def test_a_step_is_called_the_same_whichever_targets_are_chosen(project: Project
     assert [plan.target.id for plan in chosen.recipes[0].targets] == ["two"]
 
 
+def test_a_pass_that_is_turned_off_changes_its_own_step(project: Project) -> None:
+    project.change_recipe(lambda recipe: recipe.update(targets=["host", "jetson-tx2@4.6.4"]))
+    project.change_recipe(lambda recipe: recipe.update(precision={"mode": "fp32"}))
+    before = steps_of(project)
+    for names, changed in ((["write-out-operators"], "lower"), (["shapes", "affine", "shapes"], "prepare")):
+        project.change_recipe(lambda recipe, names=names: recipe["model"].update(without_passes=names))
+        after = steps_of(project)
+        assert {after[name].kind for name in after if after[name].params != before[name].params} == {changed}
+        told = [step.params["without_passes"] for step in after.values() if step.kind == changed]
+        assert all(found == sorted(set(names)) for found in told)
+
+
 def test_the_folder_is_in_no_step(project: Project, tmp_path: Path) -> None:
     shutil.copytree(project.folder, tmp_path / "moved" / "far")
     first, second = steps_of(project), steps_of(Project(tmp_path / "moved" / "far"))

@@ -335,12 +335,12 @@ def _network(opset: int) -> ModelProto:
     """What exporters of each year wrote: operators that have changed since, in their form of that opset."""
     rng = np.random.default_rng(1)
     weights = {
-        "w": rng.standard_normal((4, 3, 3, 3)),
-        "scale": np.ones(4),
-        "bias": rng.standard_normal(4),
-        "mean": rng.standard_normal(4),
-        "var": np.ones(4) * 2,
-        "dense": rng.standard_normal((4, 5)),
+        "w": rng.standard_normal((48, 3, 3, 3)),
+        "scale": np.ones(48),
+        "bias": rng.standard_normal(48),
+        "mean": rng.standard_normal(48),
+        "var": np.ones(48) * 2,
+        "dense": rng.standard_normal((48, 5)),
         "offset": rng.standard_normal(5),
     }
     constants = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]

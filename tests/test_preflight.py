@@ -9,6 +9,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, parser
 
 from trtrecipe.errors import StepError
+from trtrecipe.graphs.canonical import canonical
 from trtrecipe.graphs.opset import Obstacle
 from trtrecipe.preflight import findings
 from trtrecipe.preflight.checks import CHECKS
@@ -108,7 +109,7 @@ CASES: dict[str, tuple[ModelProto, str, str | None, str]] = {
         "AveragePool: pads is [0, 0, 2, 0]",
     ),
     "clip-limits": (graph("y = Clip(x, m)", IMAGE + ", float m"), "8.0", "8.2", "Clip: min is computed"),
-    "cumsum-axis": (graph("y = CumSum(x, a)", IMAGE + ", int32 a"), "8.6", None, "CumSum: axis is computed"),
+    "cumsum-axis": (graph("y = CumSum(x, a)", IMAGE + ", int32 a"), "8.6", "10.13", "CumSum: axis is computed"),
     "einsum-ellipsis": (
         graph('y = Einsum<equation = "...ij->...ji">(x)'),
         "8.6",
@@ -179,8 +180,8 @@ CASES: dict[str, tuple[ModelProto, str, str | None, str]] = {
     ),
     "equal-bool": (
         graph("b = Greater(x, x) g = Equal(b, b) y = Cast<to = 1>(g)"),
-        "10.3",
-        None,
+        "8.4",
+        "8.5",
         "Equal: its input is bool",
     ),
     "pow-integers": (graph("y = Pow(n, n)", "int32[2] n", "int32[A] y"), "10.3", "10.13", "Pow: its input is int32"),
@@ -198,20 +199,26 @@ CASES: dict[str, tuple[ModelProto, str, str | None, str]] = {
     ),
     "prelu-integers": (
         graph("y = PRelu(n, s)", "int32[2,2] n", "int32[A,B] y", "<int32[1] s = {2}>"),
-        "8.4",
-        "8.5",
+        "10.3",
+        None,
         "PRelu: its input is int32",
     ),
     "activation-integers": (
         graph("y = Relu(n)", "int32[2,2] n", "int32[A,B] y", opset=14),
-        "8.4",
-        "8.5",
+        "8.6",
+        None,
+        "Relu: its input is int32",
+    ),
+    "activation-32-bit": (
+        graph("y = Relu(n)", "int32[2,2] n", "int32[A,B] y", opset=14),
+        "10.16",
+        None,
         "Relu: its input is int32",
     ),
     "resize-integers": (
         graph('y = Resize<mode = "nearest">(n, , s)', "int32[2,2] n", "int32[A,B] y", "<float[2] s = {1, 2}>"),
-        "8.4",
-        "8.5",
+        "10.16",
+        None,
         "Resize: its input is int32",
     ),
     "topk-integers": (
@@ -743,3 +750,84 @@ def test_operators_of_other_domains() -> None:
     model.opset_import.add(domain="com.acme", version=1)
     found = inspect(model, release("8.2"))
     assert [(each.operator, each.form) for each in found] == [("com.acme.Relu", "no operator of ONNX")]
+
+
+# --- A real parser, that of TensorRT for RTX, which takes the newest operators
+
+
+def refused_by_rtx(model: ModelProto) -> bool:
+    trt = pytest.importorskip("tensorrt_rtx")
+    logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(0)
+    return not trt.OnnxParser(network, logger).parse(canonical(model).SerializeToString())
+
+
+OBSERVED = [
+    "activation-32-bit",
+    "convolution-rank",
+    "eyelike-static",
+    "group-normalization-rank",
+    "layer-normalization-outputs",
+    "lp-norm",
+    "matrix-integers",
+    "pooling-dilation",
+    "pooling-indices",
+    "pooling-rank",
+    "prelu-integers",
+    "reduce-axes",
+    "resize-antialias",
+    "resize-aspect",
+    "resize-coordinates",
+    "resize-integers",
+    "resize-linear-axes",
+    "resize-nearest",
+    "scatter-nd-reduction",
+    "squeeze-axes",
+]
+
+
+@pytest.mark.parametrize("rule", OBSERVED)
+def test_a_rule_that_was_never_lifted_holds_for_a_real_parser(rule: str) -> None:
+    assert all(each.until is None for name in TABLES for each in release(name).rules if each.rule == rule)
+    assert refused_by_rtx(CASES[rule][0])
+
+
+LIFTED = [
+    "average-padding",
+    "clip-limits",
+    "convolution-bias",
+    "convolution-weights",
+    "cumsum-axis",
+    "deconvolution-3d-padding",
+    "deconvolution-weights",
+    "einsum-diagonal",
+    "einsum-ellipsis",
+    "einsum-inputs",
+    "equal-bool",
+    "gather-bool",
+    "gather-elements-static",
+    "gather-negative",
+    "instance-normalization-constants",
+    "nms-constants",
+    "pad-8.0",
+    "pad-axes",
+    "pad-constant-8.0",
+    "pad-wrap",
+    "pow-integers",
+    "resize-cubic",
+    "reverse-static",
+    "slice-axes",
+    "split-sizes",
+    "tile-bool",
+    "topk-constant",
+    "topk-integers",
+    "trilu-rank",
+    "where-bool",
+]
+
+
+@pytest.mark.parametrize("rule", LIFTED)
+def test_a_rule_that_was_lifted_does_not(rule: str) -> None:
+    assert any(each.until for name in TABLES for each in release(name).rules if each.rule == rule)
+    assert not refused_by_rtx(CASES[rule][0])

@@ -31,6 +31,7 @@ model:
   tags: [serve, gpu]
   opset: 17
   without_passes: [constants, sort-top-k]
+  tolerance: 0.01
   outputs: [block/relu, logits]
   rename: {serving_default_image: image, block/relu: features}
   inputs: {image: {shape: [batch, 3, size, size], dtype: float32, layout: nchw}}

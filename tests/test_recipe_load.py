@@ -142,6 +142,7 @@ def test_accepted(tmp_path: Path, old: str, new: str) -> None:
         ("    batch: {", "    b: {min: 1, opt: 1, max: 1}\n    'a b': {}\n    batch: {", "11:5", f"the key 'a b' in model.dims {NAME_RULE}", None),
         ("  image: [", "  '': [", "15:3", "the key '' in preprocess must not be empty", None),
         # choices
+        ("  source: model", "  source: model\n  without_passes: [shape]", "5:20", "model.without_passes[0] is 'shape': it must be affine, batch-normalizations, constants, dimensions, double-to-float, duplicates, identities, int64-to-int32, mean-to-pool, merge-transposes, move-transposes, shapes, sort-top-k, unused-outputs, write-out-operators or zero-states", "did you mean shapes?"),
         ("/v1", "/v2", "1:9", "schema is 'trtrecipe/v2': it must be trtrecipe/v1", "did you mean trtrecipe/v1?"),
         ("mode: int8", "mode: int9", "12:9", "precision.mode is 'int9': it must be fp32, fp16 or int8", "did you mean int8?"),
         ("mode: int8", "mode: FP16\n  x: 1", "12:9", "precision.mode is 'FP16': it must be fp32, fp16 or int8", "did you mean fp16?"),

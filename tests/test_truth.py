@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -260,6 +262,22 @@ def test_a_source_that_is_not_repeatable_is_said_to_be(tmp_path: Path) -> None:
         compared(DOUBLE, lambda feeds: {"y": random.random(feeds["x"].shape)}, tmp_path)
 
 
+def test_rounding_that_the_model_amplifies_is_noted_and_not_an_error(tmp_path: Path) -> None:
+    """In front of a sine of many turns the last bits decide."""
+    text = "g (float[batch,400] x) => (float[batch,400] y) <float large = {100000}> { l = Mul(x, large) y = Sin(l) }"
+
+    def run(feeds: Mapping[str, Any]) -> dict[str, Any]:
+        return {"y": np.sin((feeds["x"] * np.float32(3)) * np.float32(1e5 / 3))}
+
+    found = compared(text, run, tmp_path)
+    assert [note for note in found["notes"] if "output y differs by" in note and note.endswith("it is rounding")]
+    assert found["outputs"]["y"]["relative"] > 1e-3
+    with pytest.raises(StepError, match=r"output y differs by .*allowed: 0.0005"):  # what the recipe says counts
+        compared(text, run, tmp_path, tolerance=5e-4)
+    with pytest.raises(StepError, match="output y differs"):
+        compared(text, lambda feeds: {"y": 3 * run(feeds)["y"]}, tmp_path)
+
+
 def test_what_the_source_does_not_take_is_noted(tmp_path: Path) -> None:
     def run(feeds: Mapping[str, Any]) -> dict[str, Any]:
         if len(feeds["x"]) > 1:
@@ -425,3 +443,30 @@ def test_indices_are_drawn_within_their_table(tmp_path: Path) -> None:
     measured = exported(tmp_path / "model.keras", tmp_path / "out", "keras")
     assert measured["check"]["outputs"]["scores"]["relative"] < 1e-4
     assert not [note for note in measured["notes"] if "not checked" in note or "the same for all" in note]
+
+
+# --- what the check has to pay for
+
+
+def test_tensorflow_comes_without_keras_which_still_comes_after_it() -> None:
+    program = (
+        "import sys; from trtrecipe.graphs.tensorflow_runtime import tensorflow; tf = tensorflow();"
+        "assert 'keras' not in sys.modules; import keras; assert tf.keras.layers.Dense is keras.layers.Dense"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_an_optimizer_that_fails_is_left_out_and_noted(
+    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tf2onnx import optimizer
+
+    def broken() -> Any:
+        raise ValueError("no such axis")
+
+    monkeypatch.setitem(optimizer._optimizers, "const_dequantize_optimizer", broken)
+    measured = exported(network / "model", tmp_path / "out", **OPEN)
+    (note,) = measured["notes"]
+    assert "const_dequantize_optimizer (ValueError: no such axis)" in note
+    assert measured["check"]["batches"] == [1, 3]

@@ -175,7 +175,9 @@ def _folded(data: mmap.mmap, message: str, span: Part, path: Path, depth: int = 
     copied = before = span.start
     for number, kind, start, end in wire.fields(data, span.start, span.end):
         inner = MESSAGES[message].get(number) if kind == wire.LENGTH else None
-        folded = _folded(data, inner, Part("", start, end), path, depth + 1) if inner is not None else None
+        folded = None
+        if inner == "TensorProto" or (inner is not None and data.find(_MARK, start, end) >= 0):
+            folded = _folded(data, inner, Part("", start, end), path, depth + 1)
         if folded is not None:
             pieces += [Part("", copied, before), wire.head(number, _size(folded)), *folded]
             copied = end

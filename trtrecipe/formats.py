@@ -223,5 +223,5 @@ def _require_readable_size(path: Path) -> None:
     if size > LARGEST_PROTOBUF:
         raise FormatError(
             f"{path} has {size:,} bytes, and no reader of protobuf takes more than {LARGEST_PROTOBUF:,}",
-            "keep the weights beside the graph: onnx.save(…, save_as_external_data=True), or a SavedModel's variables",
+            "it may be damaged; weights in 16 bits take half as much",
         )

@@ -7,6 +7,7 @@ nodes need them.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -31,6 +32,7 @@ from trtrecipe.graphs.identities import level_identities
 from trtrecipe.graphs.names import LayerNames, Unique, is_added, is_generated
 
 GRAPH_NAME = "model"
+_DIGESTED = 4096  # bytes of a constant beyond which its digest stands for it while equal ones are looked for
 
 
 def canonical(model: ModelProto, rename: bool = False) -> ModelProto:
@@ -241,7 +243,8 @@ def _merge(graph: GraphProto) -> None:
 
 def _content(tensor: TensorProto) -> tuple[int, tuple[int, ...], bytes]:
     data = tensor.raw_data if tensor.HasField("raw_data") else b"\0".join(tensor.string_data)
-    return tensor.data_type, tuple(tensor.dims), data
+    digest = hashlib.sha256(data).digest() if len(data) > _DIGESTED else data
+    return tensor.data_type, tuple(tensor.dims), digest
 
 
 def name_nodes(graph: GraphProto) -> None:

@@ -12,6 +12,7 @@ from trtrecipe.errors import StepError
 from trtrecipe.graphs import carried, sound
 from trtrecipe.graphs.canonical import canonical
 from trtrecipe.graphs.files import opset
+from trtrecipe.graphs.light import light, make_constant
 from trtrecipe.graphs.opset import to_opset
 
 OLDEST = 13
@@ -84,13 +85,15 @@ def _require_known_versions(model: ModelProto) -> None:
 
 
 def _raise_opset(model: ModelProto, version: int) -> ModelProto:
+    slim, large = light(model)
     try:
-        raised = onnx.version_converter.convert_version(model, version)
+        raised = onnx.version_converter.convert_version(slim, version)
     except Exception as error:  # the converter is C++ and raises several unrelated types, all of them about the model
         raise StepError(
             f"the model is written in opset {opset(model)} and onnx cannot raise it to {version}: "
             f"{' '.join(str(error).split())[:300]}",
             hint=f"export it again at opset {version}",
         ) from error
+    make_constant(raised, large)
     sound.check(raised)
     return canonical(raised)

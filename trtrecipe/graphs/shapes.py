@@ -12,6 +12,7 @@ from onnx import ModelProto, TensorShapeProto, shape_inference
 from trtrecipe.errors import StepError
 from trtrecipe.graphs.edit import reset
 from trtrecipe.graphs.interface import TensorSpec
+from trtrecipe.graphs.light import light, make_constant
 
 Shape = tuple[int | str, ...]
 OPEN = "?"
@@ -168,15 +169,19 @@ def set_outputs(model: ModelProto) -> None:
 def infer(model: ModelProto) -> ModelProto:
     """A copy with the type and shape of every tensor that follows, in `value_info` and the outputs.
 
-    Raises StepError where operators, types and shapes contradict each other.
+    Large constants are without their values in it (`light`). Raises StepError where operators, types and shapes
+    contradict each other.
     """
+    slim, large = light(model)
     try:
-        return shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+        found = shape_inference.infer_shapes(slim, check_type=True, strict_mode=True, data_prop=True)
     except (shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:
         raise StepError(
             f"the graph's types or shapes contradict each other: {_first_lines(str(error))}",
             hint="check model.inputs in the recipe against the model",
         ) from error
+    make_constant(found, large, values=False)
+    return found
 
 
 def _first_lines(text: str) -> str:

@@ -9,6 +9,7 @@ from trtrecipe.errors import StepError
 from trtrecipe.graphs.carried import INTEGER_OPERATORS
 from trtrecipe.graphs.edit import DEFAULT_DOMAINS, all_graphs, all_nodes, all_tensors, attribute
 from trtrecipe.graphs.files import opset
+from trtrecipe.graphs.light import light
 
 LISTED = 8
 """Most lines that one message lists."""
@@ -19,8 +20,11 @@ _RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "Rand
 
 def check(model: ModelProto) -> None:
     """The full check of ONNX itself: operators, types, shapes, order of nodes."""
+    slim, large = light(model)
     try:
-        onnx.checker.check_model(model, full_check=True)
+        onnx.checker.check_model(slim, full_check=True)
+        for tensor in large:
+            onnx.checker.check_tensor(tensor)
     except Exception as error:  # the checker raises several unrelated types, all of them about the model
         raise StepError(
             f"the graph is not valid ONNX: {' '.join(str(error).split())[:500]}", hint="export the model again"
@@ -35,7 +39,7 @@ def require_loadable(model: ModelProto) -> None:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     try:
-        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(light(model)[0].SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no public base class
         raise StepError(
             f"ONNX Runtime cannot load the graph: {' '.join(str(error).split())[:500]}",

@@ -109,12 +109,13 @@ class _Graph:
 
 def _move(model: ModelProto, perm: Perm, facts: Known) -> bool:
     graph = _read(model, perm, facts)
+    unique = Unique(tensor_names(model.graph) | {node.name for node in model.graph.node})
     touched: set[str] = set()
     for region in list(_regions(graph)):
         chosen = _best(graph, region)
         around = _around(graph, chosen)
         if chosen and not around & touched:  # else what it would gain may be gone: the next round looks again
-            _apply(model, graph, chosen)
+            _apply(model, graph, chosen, unique)
             touched |= around
     if touched:
         _sort(model)
@@ -252,8 +253,7 @@ def _merged(first: Perm, second: Perm) -> Perm:
     return () if both == tuple(range(len(both))) else both
 
 
-def _apply(model: ModelProto, graph: _Graph, region: set[int]) -> None:
-    unique = Unique(tensor_names(model.graph) | {node.name for node in model.graph.node})
+def _apply(model: ModelProto, graph: _Graph, region: set[int], unique: Unique) -> None:
     inner: dict[str, str] = {}
     for name in _entering(graph, region):
         inner[name] = _enter(model, graph, name, unique)

@@ -27,7 +27,7 @@ class Step:
     """One unit of work.
 
     `id` is unique in a graph, as "recipe:kind" or "recipe:kind@what it is for". `params` has every field of the kind's
-    Params; `pending` says why it cannot run here. `resources` limits what it may use (keywords of the kind's `run`):
+    Params; `pending` says why it cannot run here. `resources` says what it may use (keywords of the kind's `run`):
     outputs do not depend on them, and so neither does the key. `device`: what it runs on, whose fingerprint is in the
     key.
     """
@@ -37,7 +37,7 @@ class Step:
     params: Mapping[str, Any]
     inputs: Mapping[str, Source | StepOutput]
     pending: str | None = None
-    resources: Mapping[str, int] = field(default_factory=dict)
+    resources: Mapping[str, Any] = field(default_factory=dict)
     device: Need | None = None
 
     @property

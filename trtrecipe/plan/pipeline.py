@@ -103,7 +103,7 @@ class _Adder:
         inputs: Inputs,
         params: Mapping[str, Any],
         pending: str | None = None,
-        resources: Mapping[str, int] = MappingProxyType({}),
+        resources: Mapping[str, Any] = MappingProxyType({}),
         device: Need | None = None,
     ) -> str:
         """The id of the step, which all targets of `scope` can share ("": all that use the model)."""
@@ -171,9 +171,12 @@ def _plan_export(add: _Adder, shared: _Shared, target: Target) -> tuple[StepOutp
         "tags": model.tags,
         "outputs": model.outputs or [],
         "rename": model.rename,
+        "tolerance": model.tolerance,
     }
     source = StepOutput(fetched, "model")
-    return source, params, add.add("export", "", {"model": source}, params)
+    # The recipe's own sizes before those of a target, so that targets with other ranges share the export.
+    sizes = {name: model.dims.get(name, span).opt for name, span in sorted(target.dims.items())}
+    return source, params, add.add("export", "", {"model": source}, params, resources={"sizes": sizes})
 
 
 def _plan_tflite(add: _Adder, shared: _Shared, target: Target) -> TargetPlan:

@@ -119,7 +119,7 @@ def _reciprocal(writer: _Writer) -> bool:
 
 
 def _xor(writer: _Writer) -> bool:
-    """One of both, and not both: TensorRT compares no booleans with Equal."""
+    """One of both, and not both: releases without Xor compare no booleans with Equal either."""
     both = writer.add("Not", [writer.add("And", writer.node.input)])
     writer.add("And", [writer.add("Or", writer.node.input), both])
     return True

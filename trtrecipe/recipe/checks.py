@@ -20,7 +20,7 @@ _NAMED = {"arrays": "ARRAY", "npy": "FILE", "columns": "COLUMN", "features": "FE
 """Mappings of data from input to something, and what that is."""
 _FORMATS = {".onnx": "onnx", ".keras": "keras", ".h5": "h5", ".hdf5": "h5", ".tflite": "tflite"}
 _SINGLE = ("onnx", "keras", "h5", "tflite", "frozen_graph")
-"""Formats that have neither signatures nor tags to choose from."""
+"""Formats that have neither signatures nor tags to choose from, but for TFLite, which has signatures."""
 
 
 def check(recipe: Any) -> Iterator[Finding]:
@@ -286,6 +286,8 @@ def _signature(recipe: Any) -> Iterator[Finding]:
     if form is None and isinstance(source, str):
         form = _FORMATS.get(PurePath(source).suffix.lower())
     for key in ("signature", "tags"):
+        if key == "signature" and form == "tflite":
+            continue
         if _at(recipe, "model", key) is not None and form in _SINGLE:
             loc = ("model", key)
             yield Finding(loc, f"model.{key} is for a saved_model, and this model is {form}", "remove it", at_key=True)

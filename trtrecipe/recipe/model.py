@@ -140,10 +140,10 @@ class Model(_Closed):
     """Where the model is and what it leaves open."""
 
     source: Text = Field(description="A path relative to the recipe.")
-    format: Literal["saved_model", "keras", "h5", "frozen_graph", "onnx"] | None = Field(
+    format: Literal["saved_model", "keras", "h5", "frozen_graph", "tflite", "onnx"] | None = Field(
         None, description="Told from the content when absent."
     )
-    signature: Text | None = Field(None, description="SavedModel only; serving_default when absent.")
+    signature: Text | None = Field(None, description="SavedModel and TFLite; serving_default when absent.")
     tags: list[Text] | None = Field(
         None, min_length=1, description="SavedModel only: all tags of one of its graphs; [serve] when absent."
     )
@@ -158,6 +158,13 @@ class Model(_Closed):
     )
     inputs: dict[Text, InputSpec] = Field(default_factory=dict)
     dims: dict[Name, DimRange] = Field(default_factory=dict)
+    tolerance: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Largest error allowed between the source and its export, as a part of an output's largest magnitude; "
+        "0.001 when absent, 0.01 for models in 16 bits, 0.02 for those that quantize.",
+    )
     without_passes: list[PassName] = Field(
         default_factory=list,
         description="Passes over the graph that are turned off; docs/passes.md says what each does.",

@@ -37,8 +37,9 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, A
 
     if params.precision != "fp16":
         raise StepError(f"convert cannot make {params.precision}", "it makes fp16")
+    kept = keep.load(inputs["keep"]) if "keep" in inputs else {}
     ranges = scales.load(inputs["scales"]).ranges if "scales" in inputs else {}
-    converted, notes = to_float16(files.load(inputs["onnx"]), keep.load(inputs["keep"]), ranges)
+    converted, notes = to_float16(files.load(inputs["onnx"]), kept, ranges)
     sound.require_loadable(converted)
     files.save(converted, out / OUTPUTS["onnx"])
     return {"notes": notes}

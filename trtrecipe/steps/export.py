@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ class Params:
     `inputs`: the engine's input → {"shape": [...] | None, "dtype": str | None, "layout": "nchw" | "nhwc" | None}.
     `dims` are the names that have a range; `opset` None is 13, or higher where the model needs it. `signature` and
     `tags` choose among what a SavedModel has. `outputs`: tensors that the graph ends in, by the model's names; none:
-    those of the model. `rename`: the model's name of an input or output → the engine's. `sizes`: name of a dimension →
-    its length when the export is checked; `tolerance`: the error allowed then, `truth.check.TOLERANCE` for None.
+    those of the model. `rename`: the model's name of an input or output → the engine's. `tolerance`: the error allowed
+    when the export is checked, `truth.check.TOLERANCE` for None.
     """
 
     format: str
@@ -44,7 +45,6 @@ class Params:
     opset: int | None = None
     tags: list[str] | None = None
     outputs: list[str] = field(default_factory=list)
-    sizes: dict[str, int] = field(default_factory=dict)
     tolerance: float | None = None
     rename: dict[str, str] = field(default_factory=dict)
 
@@ -56,7 +56,7 @@ class _Exported:
     model: ModelProto
     layers: Layers
     notes: list[str]
-    check: Callable[[Path], dict[str, Any]] | None = None
+    check: Callable[[Path, Mapping[str, int]], dict[str, Any]] | None = None
 
 
 def tools(params: Params) -> tuple[str, ...]:
@@ -69,8 +69,12 @@ def tools(params: Params) -> tuple[str, ...]:
     return (*keras, "numpy", "onnx", "tensorflow", "tf2onnx")
 
 
-def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, Any]:
+def run(
+    params: Params, inputs: Mapping[str, Path], out: Path, *, sizes: Mapping[str, int] = MappingProxyType({})
+) -> Mapping[str, Any]:
     """Write the graph of "model" (what fetch made) to `out/model.onnx`, its layers' nodes to `out/layers.json`.
+
+    `sizes`: name of a dimension → its length when the export is checked, which changes no output.
 
     Measures "check", how far the graph is from its source. Raises StepError where model and recipe do not fit, for
     models that cannot be expressed in ONNX, and where the graph does not compute what its source does.
@@ -91,7 +95,7 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, A
         sound.check(exported.model)
         files.save(exported.model, file)
         try:
-            check = exported.check(file) if exported.check is not None else {}
+            check = exported.check(file, sizes) if exported.check is not None else {}
         except StepError:
             file.unlink()
             raise
@@ -110,7 +114,7 @@ def _onnx(params: Params, path: Path) -> _Exported:
     exported, side, notes = _as_engine(params, from_onnx.at_opset(ends, params.opset))
     found = layers.of_onnx(source, exported)
 
-    def check(file: Path) -> dict[str, Any]:
+    def check(file: Path, sizes: Mapping[str, int]) -> dict[str, Any]:
         from trtrecipe.graphs.interface import interface
         from trtrecipe.truth import check, onnx_source
 
@@ -119,7 +123,7 @@ def _onnx(params: Params, path: Path) -> _Exported:
         against = onnx_source.of_file(given, exported, side)
         if against is None:
             return {}
-        return check.check(exported, file, interface(exported).inputs, against, params.sizes, params.tolerance)
+        return check.check(exported, file, interface(exported).inputs, against, sizes, params.tolerance)
 
     return _Exported(exported, found, [*(cut.note_dropped(ended.dropped) if ended else ()), *notes], check)
 
@@ -134,12 +138,12 @@ def _tflite(params: Params, path: Path) -> _Exported:
     present = {node.name for node in exported.graph.node}
     found = {layer: [name for name in nodes if name in present] for layer, nodes in converted.layers.items()}
 
-    def check(file: Path) -> dict[str, Any]:
+    def check(file: Path, sizes: Mapping[str, int]) -> dict[str, Any]:
         from trtrecipe.graphs.interface import interface
         from trtrecipe.truth import check, tflite_source
 
         against = tflite_source.of_file(path, params.signature, params.outputs, side)
-        return check.check(exported, file, interface(exported).inputs, against, params.sizes, params.tolerance)
+        return check.check(exported, file, interface(exported).inputs, against, sizes, params.tolerance)
 
     said = [*(cut.note_dropped(ended.dropped) if ended else ()), *converted.notes, *notes]
     return _Exported(exported, found, said, check)
@@ -183,14 +187,14 @@ def _tensorflow(params: Params, path: Path, folder: Path) -> _Exported:
     found = layers.of_tensorflow(operations, keras, exported)
     specs = [replace(spec, shape=bound.shapes[spec.name]) for spec in frozen.inputs]
 
-    def check(file: Path) -> dict[str, Any]:
+    def check(file: Path, sizes: Mapping[str, int]) -> dict[str, Any]:
         from trtrecipe.truth import check, culprit, engine_side
 
         def blame(feeds: Mapping[str, Any], tolerance: float) -> str | None:
             return culprit.first(frozen, exported, found, side.arrays(feeds), tolerance, feeds)
 
         against = engine_side.as_engine(source(), side)
-        return check.check(exported.model, file, specs, against, params.sizes, params.tolerance, blame)
+        return check.check(exported.model, file, specs, against, sizes, params.tolerance, blame)
 
     said = [*cut.note_dropped(dropped), *bound.notes, *notes, *without]
     return _Exported(exported.model, found, said, check)

@@ -74,6 +74,21 @@ class Difference:
         largest = max(size for _, size in self._rows)
         return max(gap / (max(size, _FLOOR * largest) or 1.0) for gap, size in self._rows)
 
+    def is_within(self, other: Difference, times: float, allowed: float) -> bool:
+        """Whether each row (or the count of integers that differ) is off by at most `times` what `other`'s is.
+
+        Rows that are off by no more than `allowed` of their magnitude are so in any case.
+        """
+        if self.wrong is not None:
+            return self.wrong == other.wrong
+        if self.differing:
+            return self.differing <= times * other.differing
+        largest = max(size for _, size in self._rows)
+        return other.wrong is None and all(
+            gap <= max(allowed * max(size, _FLOOR * largest), times * own)
+            for (gap, size), (own, _) in zip(self._rows, other._rows, strict=True)
+        )
+
     @property
     def is_flat(self) -> bool:
         """Whether several samples all gave the same values."""

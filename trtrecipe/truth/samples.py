@@ -20,6 +20,7 @@ DISTRIBUTIONS = ("uniform", "normal", "wide")
 """Of floats: 0 to 1; the standard normal; whole numbers from 0 to 255 for what has the shape of images, normal with a
 deviation of 10 otherwise."""
 _CHANNELS = (1, 3, 4)
+_NUDGES = 1  # the seed of the signs in `nudged`
 _FEW = 10  # plain integers that are no index: 0 to 9
 
 
@@ -64,6 +65,18 @@ def trials(
             shape = tuple(entry if isinstance(entry, int) else known.get(entry, 1) for entry in spec.shape)
             feeds[spec.name] = _array(spec, shape, kinds, generator, bounds)
         yield Trial(feeds, count)
+
+
+def nudged(trial: Trial, bounds: Mapping[str, int | None]) -> dict[str, Array]:
+    """The trial's arrays with the last bits of floats changed: eight steps up or down for float32, one for float16."""
+    feeds = dict(trial.feeds)
+    for index, (name, values) in enumerate(sorted(feeds.items())):
+        if name in bounds or values.dtype.kind != "f":
+            continue
+        signs = np.random.Generator(np.random.PCG64([_NUDGES, index])).integers(0, 2, values.shape) * 2 - 1
+        step = max(8 * np.finfo(np.float32).eps, float(np.finfo(values.dtype).eps))
+        feeds[name] = (values * (1 + step * signs)).astype(values.dtype)
+    return feeds
 
 
 def _array(
