@@ -311,9 +311,9 @@ def test_calibrate_is_told_how_many_jobs_the_build_has(tmp_path: Path, monkeypat
     beside: list[set[str]] = []
 
     class Watched(WorkerProcess):
-        def __init__(self, request: dict[str, Any], log: Path, folder: Path) -> None:
+        def __init__(self, request: dict[str, Any], *rest: Any) -> None:
             requests[request["kind"]] = request
-            super().__init__(request, log, folder)
+            super().__init__(request, *rest)
 
     def start(self: Scheduler, step: Any) -> Any:
         beside.append({self._graph.steps[step_id].kind for step_id in self._running})

@@ -54,7 +54,7 @@ def test_of_a_log_that_is_not_there(tmp_path: Path) -> None:
 )
 def test_a_process_that_a_tool_ends(ending: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "_PROGRAM", f"import os, sys; sys.stderr.write({CHATTER + ABORT!r}); {ending}")
-    worker = process.WorkerProcess({}, tmp_path / "log", tmp_path)
+    worker = process.WorkerProcess({"resources": {}}, tmp_path / "log", tmp_path)
     while worker.read():
         pass
     answer = worker.finish()

@@ -162,8 +162,8 @@ class Model(_Closed):
         None,
         gt=0,
         le=1,
-        description="Largest error allowed between the source and its export, as a part of an output's largest magnitude; "
-        "0.001 when absent, 0.01 for models in 16 bits, 0.02 for those that quantize.",
+        description="Largest error allowed between the source and its export, as a part of an output's largest "
+        "magnitude; 0.001 when absent, 0.01 for models in 16 bits, 0.02 for those that quantize.",
     )
     without_passes: list[PassName] = Field(
         default_factory=list,

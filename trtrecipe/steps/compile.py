@@ -34,12 +34,12 @@ class Params:
     dims: dict[str, dict[str, int]] = field(default_factory=dict)
     workspace: int | None = None
     mode: str | None = None
-    fallback: str | None = None
-    strongly_typed: bool | None = None
     quantization: str | None = None
     source: dict[str, Any] = field(default_factory=dict)
     source_version: int | None = None
     preprocess: dict[str, list[Any]] = field(default_factory=dict)
+    fallback: str | None = None
+    strongly_typed: bool | None = None
 
 
 def tools(params: Params) -> tuple[str, ...]:
