@@ -650,6 +650,19 @@ def test_a_calibration_table_must_fit_the_network_and_the_release(device: Device
         assert result["ok"] == ok, result["log"]
 
 
+@pytest.mark.parametrize(("tensor", "ok"), [("y", False), ("of/no:interest", True)])
+def test_a_calibrated_tensor_without_a_scale_is_no_success(device: Device, tensor: str, ok: bool) -> None:
+    warning = f"Missing scale and zero-point for tensor {tensor}, expect fall back to non-int8 implementation for any"
+    device.faults(says=[warning + " layer consuming or producing given tensor"])
+    spec = dataclasses.replace(SPEC, mode="int8", fallback="fp16", table="calibration.table")
+    request = device.request(spec=spec, table="calibration.table")
+    table = b"TRT-8502-EntropyCalibration2\nx: 3c008912\ny: 3c008912\n"
+    request["files"]["calibration.table"] = device.put(table)
+    result = device.ask(request)
+    assert result["ok"] == ok, result["log"]
+    assert ok or (result["reason"] == "spoiled" and warning in result["message"])
+
+
 def test_a_real_engine_where_tensorrt_for_rtx_is_installed(device: Device) -> None:
     pytest.importorskip("tensorrt_rtx")
     device.faults(real=True)

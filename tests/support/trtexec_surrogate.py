@@ -10,7 +10,8 @@ Beside it may lie `<path>.faults.json`:
     out_of_memory_killer: like memory, by SIGKILL    signal: dies by that signal
     fail: text of an error to end with          full_disk: writes half an engine, fails
     silent_disk: writes nothing, succeeds       banner: another release's number
-    lines: so many more lines of log            real: builds with TensorRT for RTX instead of the marked fake
+    says: warnings                              lines: so many more lines of log
+    real: builds with TensorRT for RTX instead of the marked fake
 
 Each start and end is appended to `<path>.calls.jsonl`. Log lines, messages and exit status as in
 github.com/NVIDIA/TensorRT samples/trtexec/trtexec.cpp, samples/common/logging.h and sampleOptions.cpp
@@ -264,6 +265,8 @@ def build(options, table, faults):
             log("V", "[TRT] *************** Autotuning format combination: Float(64,1) -> Float(10,1) ***************")
             log("V", f"[TRT] --------------- Timing Runner: {name} (CaskConvolution[0x80000009])")
         time.sleep(seconds / len(network[0]))
+    for line in faults.get("says", ()):
+        log("W", f"[TRT] {line}")
     for line in range(faults.get("lines", 0)):
         log("I", f"line {line} of a long log")
     if "signal" in faults:

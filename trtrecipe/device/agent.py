@@ -59,6 +59,8 @@ TIMING = re.compile(r"-{5,} Timing Runner: (.*?)(?: \([^()]*(?:\[[^\]]*\])?\))?$
 BANNER = re.compile(r"&&&& [A-Z]+ TensorRT\.trtexec \[TensorRT v(\d+)\]")
 SPOILED = re.compile("no shapes were provided. Automatically overriding shape")
 """What trtexec says, and goes on, when it builds something else than was asked for."""
+UNSCALED = re.compile("Missing scale and zero-point for tensor (.+?), expect")
+"""What TensorRT says of a tensor that it finds no scale of: the layers around it do not run in INT8."""
 
 
 class Failure(Exception):
@@ -457,7 +459,8 @@ def build(request: Json) -> Json:
 
     "key"; "files": name → sha256, laid into the build's folder; "trtexec": path, "trtexec_sha256"; "tensorrt": version
     that its banner must show; "attempts": [{"workspace", "arguments"}] tried in order while memory runs out, paths
-    relative to the folder; "outputs": {"engine": name, ...} to be kept by content; "timing_cache": {"name", "file"} or
+    relative to the folder; "outputs": {"engine": name, ...} to be kept by content; "table": the name of a
+    calibration table, of whose tensors none may be without a scale; "timing_cache": {"name", "file"} or
     absent; "seconds": limit of all attempts together; "space": bytes to be left on the disk; "lock": the device's lock;
     "every": seconds between signs of life; "fresh": build even where a finished build could be collected.
 
@@ -592,11 +595,20 @@ def follow(job: str, every: float) -> Optional[Json]:
         os.close(handle)
 
 
+def scaled(table: Optional[str]) -> Set[str]:
+    """The tensors of a calibration table, a line each behind its header, names before the last colon."""
+    if not table:
+        return set()
+    with open(table, encoding="utf-8") as lines:
+        return {line.rpartition(":")[0] for line in lines.read().splitlines()[1:]}
+
+
 class Log:
     """trtexec's words, bounded: the beginning and the end; lines of --verbose only count."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, scaled: Set[str]) -> None:
         self.path, self.size, self.dropped = path, 0, 0
+        self.scaled = scaled
         self.out = open(path, "wb")  # noqa: SIM115 - until close()
         self.tail: List[str] = []
         self.layers: Set[str] = set()
@@ -613,7 +625,8 @@ class Log:
             return
         banner = BANNER.search(line)
         self.banner = banner.group(1) if banner else self.banner
-        if SPOILED.search(line):
+        unscaled = UNSCALED.search(line)
+        if SPOILED.search(line) or (unscaled and unscaled.group(1) in self.scaled):
             self.spoiled = line
         if self.size < LOG_HEAD:
             self.out.write(line.encode("utf-8", "replace") + b"\n")
@@ -715,7 +728,7 @@ class Runner:
     def attempt(self, attempt: Json, ends: float, lock: int) -> None:
         """One run of trtexec; raises Failure unless it built what was asked for."""
         started = time.time()
-        self.log = log = Log("build.log")
+        self.log = log = Log("build.log", scaled(self.request.get("table")))
         outcome = Failure("lost", "trtexec did not end")
         status: Optional[int] = None
         try:

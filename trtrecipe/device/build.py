@@ -121,6 +121,7 @@ class _Build:
             "tensorrt": tensorrt,
             "attempts": tries,
             "outputs": {"engine": spec.engine},
+            "table": spec.table,
             "timing_cache": timing,
             "seconds": self.device["seconds"],
             "space": SPARE,
