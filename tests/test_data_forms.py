@@ -269,7 +269,9 @@ def test_how_records_are_spread_over_files_does_not_count(tmp_path: Path) -> Non
         (tmp_path / str(shards)).mkdir()
         import tensorflow as tf
 
-        make = lambda i: tf.train.Feature(float_list=tf.train.FloatList(value=VALUES[i].ravel().tolist()))  # noqa: E731
+        def make(i: int) -> Any:
+            return tf.train.Feature(float_list=tf.train.FloatList(value=VALUES[i].ravel().tolist()))
+
         digests.add(digest_samples(_as_records(tmp_path / str(shards), make, shards)[ALL_INPUTS], SOME))
     assert len(digests) == 1
 

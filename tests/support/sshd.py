@@ -217,7 +217,7 @@ class TestDevice:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
         if not self.trtexec.exists() or kind.tensorrt != self.kind.tensorrt:
-            trtexec_surrogate.install(self.trtexec, kind.tensorrt)  # type: ignore[no-untyped-call]
+            trtexec_surrogate.install(self.trtexec, kind.tensorrt)  # type: ignore[no-untyped-call]  # it becomes a program for old Pythons
 
     def fault(self, **faults: Any) -> None:
         """What the connection does next."""
