@@ -16,8 +16,8 @@ import pytest
 from onnx import TensorProto, helper
 from support.sshd import XAVIER_NX, Lab, TestDevice, lab
 
-from trtrecipe.device import build as device_build
-from trtrecipe.device.build import Job, build, workspace
+from trtrecipe.device import jobs
+from trtrecipe.device.build import build, workspace
 from trtrecipe.device.ssh import Session
 from trtrecipe.errors import StepError, Unreachable
 from trtrecipe.targets.buildspec import MIB, BuildSpec, Shapes
@@ -51,7 +51,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def device(bench: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestDevice]:
-    monkeypatch.setattr(device_build, "PAUSES", (0.01, 0.02, 0.03))
+    monkeypatch.setattr(jobs, "PAUSES", (0.01, 0.02, 0.03))
     found = bench.devices[0]
     for path in (
         found.folder / "faults.json",
@@ -72,8 +72,11 @@ def resource(device: TestDevice, **more: Any) -> dict[str, Any]:
 
 
 def made(device: TestDevice, model: Path, key: str, out: Path, size: int = 0, **more: Any) -> Any:
-    job = Job(hashlib.sha256(key.encode()).hexdigest(), replace(SPEC, workspace=size), {"model.onnx": model})
-    return build(resource(device, **more), job, out, [].append)
+    return build_here(resource(device, **more), hashlib.sha256(key.encode()).hexdigest(), model, out, size)
+
+
+def build_here(target: dict[str, Any], key: str, model: Path, out: Path, size: int = 0) -> Any:
+    return build(target, key, replace(SPEC, workspace=size), {"model.onnx": model}, out, [].append)
 
 
 def is_right(engine: Path, model: Path) -> None:
@@ -112,8 +115,7 @@ def test_a_connection_that_breaks(device: TestDevice, model: Path, tmp_path: Pat
     for stored in (device.cache / "cas").glob("*"):
         stored.unlink()
     device.fault(**DROPS[stage])
-    job = Job(hashlib.sha256(stage.encode()).hexdigest(), SPEC, {"model.onnx": model})
-    build(target, job, engine, [].append)
+    build_here(target, hashlib.sha256(stage.encode()).hexdigest(), model, engine)
     is_right(engine, model)
     assert len(device.calls("start")) == len(device.calls("end")) == 1
     assert json.loads((device.folder / "faults.json").read_text()) == {}, "the fault did not happen"
@@ -131,8 +133,7 @@ def test_what_arrives_damaged_is_sent_again(device: TestDevice, model: Path, tmp
     for stored in (device.cache / "cas").glob("*"):
         stored.unlink()
     device.fault(**CORRUPTIONS[what])
-    job = Job(hashlib.sha256(what.encode()).hexdigest(), SPEC, {"model.onnx": model})
-    build(target, job, tmp_path / "out.engine", [].append)
+    build_here(target, hashlib.sha256(what.encode()).hexdigest(), model, tmp_path / "out.engine")
     is_right(tmp_path / "out.engine", model)
     assert len(device.calls("end")) == 1
 
@@ -152,9 +153,8 @@ def test_what_always_arrives_damaged_is_an_error(
         stored.unlink()
     device.fault(**fault)
     engine = tmp_path / "out.engine"
-    job = Job(hashlib.sha256(f"always {what}".encode()).hexdigest(), SPEC, {"model.onnx": model})
     with pytest.raises(StepError, match=match):
-        build(target, job, engine, [].append)
+        build_here(target, hashlib.sha256(f"always {what}".encode()).hexdigest(), model, engine)
     assert not engine.exists()
 
 
@@ -202,7 +202,7 @@ def test_a_build_that_runs_out_of_memory_is_tried_with_less(device: TestDevice, 
 def test_a_full_disk_is_said_before_anything_is_sent(
     device: TestDevice, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(device_build, "SPARE", 1 << 60)
+    monkeypatch.setattr(jobs, "SPARE", 1 << 60)
     with pytest.raises(StepError, match=r"needs .* bytes and has") as caught:
         made(device, model, "full", tmp_path / "out.engine")
     assert "free space" in (caught.value.hint or "")
@@ -213,9 +213,9 @@ def test_a_device_that_goes_away_is_waited_for(device: TestDevice, model: Path, 
     target = resource(device)
     device.fault(drop={"op": "build", "at": 0, "times": 99})
     with pytest.raises(Unreachable):
-        build(target, Job("ab" * 32, SPEC, {"model.onnx": model}), tmp_path / "out.engine", [].append)
+        build_here(target, "ab" * 32, model, tmp_path / "out.engine")
     device.fault()
-    build(target, Job("ab" * 32, SPEC, {"model.onnx": model}), tmp_path / "out.engine", [].append)
+    build_here(target, "ab" * 32, model, tmp_path / "out.engine")
     is_right(tmp_path / "out.engine", model)
 
 
@@ -225,7 +225,7 @@ def test_a_connection_that_breaks_whenever_something_is_sent(device: TestDevice,
         stored.unlink()
     device.fault(drop_in={"op": "receive", "at": 0, "times": 99})
     with pytest.raises(Unreachable, match="the connection broke"):
-        build(target, Job("ef" * 32, SPEC, {"model.onnx": model}), tmp_path / "out.engine", [].append)
+        build_here(target, "ef" * 32, model, tmp_path / "out.engine")
     assert 3 <= device.requests()[-20:].count("receive") <= 6
 
 
@@ -234,7 +234,7 @@ def test_another_jetpack_since_the_plan_is_an_error(device: TestDevice, model: P
     device.show(l4t="35.6.1", jetpack="5.1.5")
     try:
         with pytest.raises(StepError, match=r"no longer what it was .*l4t 35.6.0 -> 35.6.1"):
-            build(target, Job("cd" * 32, SPEC, {"model.onnx": model}), tmp_path / "out.engine", [].append)
+            build_here(target, "cd" * 32, model, tmp_path / "out.engine")
     finally:
         device.show()
     assert device.calls() == []
@@ -249,8 +249,7 @@ def test_a_build_dropped_at_many_points_is_one_build(device: TestDevice, model: 
         target = resource(device)
         device.fault(drop={"op": "build", "at": point * 400 // points})
         engine = tmp_path / f"{point}.engine"
-        job = Job(hashlib.sha256(f"point {point}".encode()).hexdigest(), SPEC, {"model.onnx": model})
-        build(target, job, engine, [].append)
+        build_here(target, hashlib.sha256(f"point {point}".encode()).hexdigest(), model, engine)
         is_right(engine, model)
         assert len(device.calls()) == 1, point
 

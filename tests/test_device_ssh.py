@@ -13,7 +13,8 @@ import pytest
 from support.sshd import TX2, XAVIER_NX, Lab, lab
 
 from trtrecipe.device import ssh
-from trtrecipe.device.ssh import Dropped, Refusal, Session
+from trtrecipe.device.link import Dropped, Refusal
+from trtrecipe.device.ssh import Session
 from trtrecipe.errors import Unreachable
 
 

@@ -16,12 +16,13 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from trtrecipe.errors import StepError, Unreachable
+from trtrecipe.device.link import Dropped, Hear, Json, Refusal
+from trtrecipe.errors import Unreachable
 
 AGENT = Path(__file__).with_name("agent.py")
 CONNECT_SECONDS = 10
@@ -32,9 +33,6 @@ PERSIST = 30
 PIECE = 1 << 18
 _PREFIX = "trtrecipe-ssh-"
 _OLD = 8 * 24 * 3600
-
-Json = dict[str, Any]
-Hear = Callable[[Json], None]
 
 _FIXED = {
     "BatchMode": "yes",
@@ -81,18 +79,6 @@ _SAID: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (("timed out", "Timeout, server"), "it does not answer", "is it switched on, and on this network?"),
     (("No route to host", "unreachable"), "there is no way to it", "is it switched on, and on this network?"),
 )
-
-
-class Dropped(Unreachable):
-    """The connection ended in the middle of a request: asking again may help."""
-
-
-class Refusal(StepError):
-    """The agent's answer to a request is an error; `reason` is its word for it, `more` what else it says."""
-
-    def __init__(self, reason: str, message: str, more: Mapping[str, Any]) -> None:
-        super().__init__(message)
-        self.reason, self.more = reason, more
 
 
 class Session:

@@ -28,10 +28,10 @@ Probe = Callable[[Device], dict[str, Any]]
 
 def probe(device: Device) -> dict[str, Any]:
     """Look at a device. Raises StepError, of which Unreachable is one."""
-    from trtrecipe.device.ssh import Session
+    from trtrecipe.device.link import connect
 
-    with Session(**device.address) as session:
-        answer = session.ask({"op": "probe"})
+    with connect(device.address) as link:
+        answer = link.ask({"op": "probe"})
     answer.pop("event")
     return answer
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trtrecipe.device.build import Job
+    from trtrecipe.targets.buildspec import BuildSpec
 
 VERSION = 1
 OUTPUTS = {"engine": "model.engine"}
@@ -79,7 +79,8 @@ def run(
         from trtrecipe.device import build
 
         assert device is not None  # the plan gives a step with this builder a device
-        return build.build(device, _job(params, inputs, key), engine, say)
+        spec, given = _spec(params, inputs)
+        return build.build(device, key, spec, given, engine, say)
     elif params.builder == "tflite":
         notes = _tflite(params, inputs, engine)
     else:
@@ -90,9 +91,9 @@ def run(
     return {"size": engine.stat().st_size, "notes": notes}
 
 
-def _job(params: Params, inputs: Mapping[str, Path], key: str) -> Job:
-    """What trtexec is told: shapes from the graph, the layers that stay in another precision than their network."""
-    from trtrecipe.device.build import Job
+def _spec(params: Params, inputs: Mapping[str, Path]) -> tuple[BuildSpec, dict[str, Path]]:
+    """What trtexec is told, and the files that it speaks of: shapes from the graph, the layers that stay in another
+    precision than their network."""
     from trtrecipe.engines.rtx_build import profile
     from trtrecipe.graphs import files, keep
     from trtrecipe.graphs.interface import interface
@@ -125,7 +126,7 @@ def _job(params: Params, inputs: Mapping[str, Path], key: str) -> Job:
         # Q/DQ nodes say what is quantized; a table does not, so there every kept layer needs a word.
         layers = {name: each for name, each in kept.items() if "table" in inputs or each != default}
         spec = replace(spec, layers=layers)
-    return Job(key, spec, given)
+    return spec, given
 
 
 def _tflite(params: Params, inputs: Mapping[str, Path], engine: Path) -> list[str]:

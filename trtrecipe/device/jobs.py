@@ -1,0 +1,244 @@
+"""One job on a device: inputs there, a program run by the agent, its outputs back, all by digest.
+
+A connection may break at any point: what arrived stays, the job goes on, and the next try, in this call or in a later
+one with the same key, takes it up where it is.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from trtrecipe.device.link import Dropped, Json, Refusal, connect
+from trtrecipe.digest import sha256_file
+from trtrecipe.errors import StepError
+from trtrecipe.targets.buildspec import MIB
+from trtrecipe.targets.devices import as_json, fingerprint
+
+PAUSES = (0.5, 2.0, 5.0)
+"""Seconds before a broken connection is made again."""
+SPARE = 256 * MIB
+"""Bytes that must be free on the device beside twice the inputs, for outputs and log."""
+KEPT_BYTES = 4 << 30
+KEPT_SECONDS = 24 * 3600
+"""What is kept on the device for next time: so many bytes, and whatever is younger than a day."""
+
+Say = Callable[[str], None]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is run: `key` identifies it on the device.
+
+    `files`: name in the job's folder → file here. `attempts`: (workspace in bytes, arguments of trtexec) in turn while
+    memory runs out. `outputs`: role → name in the job's folder. `more`: what else the agent is to know
+    (`agent.build`).
+    """
+
+    key: str
+    files: Mapping[str, Path]
+    attempts: Sequence[tuple[int, Sequence[str]]]
+    outputs: Mapping[str, str]
+    more: Mapping[str, Any]
+
+
+class Work:
+    """What is done on one device, over one link.
+
+    `device`: "name", "address", "seconds", and the "fingerprint" that the key was made with. Entering the `with` block
+    looks at the device; raises StepError where that is not what it was, Unreachable where it cannot be had.
+    """
+
+    def __init__(self, device: Mapping[str, Any], say: Say) -> None:
+        self.device, self.say = device, say
+        self.name: str = device["name"]
+        self.probe: Json = {}
+        self._link = connect(device["address"])
+
+    def __enter__(self) -> Work:
+        self._link.__enter__()
+        try:
+            self.probe = self._look()
+        except BaseException:
+            self._link.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._link.__exit__(kind, error, trace)
+
+    def run(self, job: Job, into: Mapping[str, Path]) -> Json:
+        """Do the job and write its outputs, role → file here; the agent's result. Raises StepError, Unreachable."""
+        digests = {name: sha256_file(path) for name, path in job.files.items()}
+        for _ in range(2):
+            result = self._result(job, digests)  # which collects what is there, if it is whole
+            damaged = [role for role, path in into.items() if not self._fetch(path, role, result["outputs"][role])]
+            if not damaged:
+                self._tidy()
+                return result
+            self.say(f"the {' and '.join(damaged)} is not what the device said; once more")
+        for path in into.values():
+            path.unlink()
+        raise StepError(
+            f"the {' and '.join(damaged)} from {self.name} is damaged whenever it arrives: its digest is not what the "
+            "device says",
+            "check the memory, disk and network of both machines",
+        )
+
+    def _look(self) -> Json:
+        probe = self._again(lambda: self._link.ask({"op": "probe"}))
+        expected = self.device["fingerprint"]
+        found = as_json(fingerprint(probe))
+        if found != expected:
+            now = found or {}
+            changed = [
+                f"{part} {expected[part]} -> {now.get(part)}" for part in expected if now.get(part) != expected[part]
+            ]
+            text = f"{self.name} is no longer what it was when the build was planned: {'; '.join(changed)}"
+            raise StepError(text, "run the build again once nobody is at work on it")
+        return probe
+
+    def _result(self, job: Job, digests: Mapping[str, str]) -> Json:
+        request = {
+            "op": "build",
+            "key": job.key,
+            "files": digests,
+            "trtexec": self.probe["trtexec"]["path"],
+            "trtexec_sha256": self.probe["trtexec"]["sha256"],
+            "tensorrt": self.device["fingerprint"]["tensorrt"],
+            "attempts": [{"workspace": size, "arguments": list(argv)} for size, argv in job.attempts],
+            "outputs": dict(job.outputs),
+            "seconds": self.device["seconds"],
+            "space": SPARE,
+            **job.more,
+        }
+        for _ in range(3):
+            self._stage(job, digests)
+            try:
+                result = self._again(lambda: self._link.ask(request, hear=self._hear))
+            except Refusal as refusal:
+                if refusal.reason == "missing":  # collected as garbage, or damaged, since it was staged
+                    continue
+                raise self._failed(refusal.reason, refusal.message, []) from None
+            if not result["ok"]:
+                raise self._failed(
+                    result["reason"], result["message"], result.get("log", []), result.get("attempts", ())
+                )
+            return result
+        raise StepError(f"{self.name} loses its inputs as fast as they arrive", "check that disk, and what cleans it")
+
+    def _stage(self, job: Job, digests: Mapping[str, str]) -> None:
+        """Bring over what the device lacks of the inputs, from where an earlier transfer ended."""
+        paths = {digests[name]: path for name, path in job.files.items()}
+        files = [{"sha256": digest, "size": path.stat().st_size} for digest, path in sorted(paths.items())]
+        spare = SPARE + sum(path.stat().st_size for path in paths.values())
+        damaged = stuck = 0
+        sent: dict[str, int] = {}
+        while True:
+            try:
+                there = self._again(lambda: self._link.ask({"op": "stage", "files": files, "spare": spare}))
+            except Refusal as refusal:
+                raise self._failed(refusal.reason, refusal.message, []) from None
+            whole = True
+            for entry in there["missing"]:
+                self.say(f"sending {entry['size'] - entry['offset']:,} bytes")
+                try:
+                    self._send(paths[entry["sha256"]], entry)
+                except Dropped as dropped:
+                    # What arrived of it counts: a poor connection may break as often as it likes, if it gets on.
+                    stuck = stuck + 1 if entry["offset"] <= sent.get(entry["sha256"], -1) else 0
+                    sent[entry["sha256"]] = entry["offset"]
+                    if stuck == len(PAUSES):
+                        raise
+                    self.say(f"{dropped.message}; connecting again")
+                    time.sleep(PAUSES[stuck])
+                    whole = False
+                except Refusal as refusal:
+                    if refusal.reason not in ("corrupt", "short", "busy", "offset") or damaged == len(PAUSES):
+                        raise self._failed(refusal.reason, refusal.message, []) from None
+                    time.sleep(PAUSES[damaged])
+                    damaged += 1
+                    whole = False
+            if whole:  # each was checked as it arrived, and the job looks once more
+                return
+
+    def _send(self, path: Path, entry: Json) -> None:
+        with path.open("rb") as source:
+            source.seek(entry["offset"])
+            self._link.ask({**entry, "op": "receive"}, payload=source)
+
+    def _fetch(self, path: Path, role: str, output: Json) -> bool:
+        """An output's bytes, gone on with where the connection broke; whether they are what they should be."""
+        self.say(f"fetching {output['size']:,} bytes")
+        with path.open("wb") as out:
+
+            def receive() -> None:
+                self._link.ask({"op": "send", "sha256": output["sha256"], "offset": out.tell()}, into=out)
+                if out.tell() < output["size"]:
+                    raise Dropped(f"{self.name}: the {role} came only in part", "build again")
+
+            try:
+                self._again(receive)
+            except Refusal as refusal:
+                raise self._failed(refusal.reason, refusal.message, []) from None
+            out.flush()
+            os.fsync(out.fileno())
+        return (path.stat().st_size, sha256_file(path)) == (output["size"], output["sha256"])
+
+    def _tidy(self) -> None:
+        """Garbage collection must not cost a good result."""
+        try:
+            self._link.ask({"op": "gc", "keep_bytes": KEPT_BYTES, "keep_seconds": KEPT_SECONDS})
+        except StepError as error:
+            self.say(f"old files on the device could not be removed: {error.message}")
+
+    def _again(self, ask: Callable[[], T]) -> T:
+        """Ask; over a new connection where one breaks."""
+        for pause in PAUSES:
+            try:
+                return ask()
+            except Dropped as dropped:
+                self.say(f"{dropped.message}; connecting again")
+                time.sleep(pause)
+        return ask()
+
+    def _hear(self, event: Json) -> None:
+        text = str(event.get("doing", "at work"))
+        if event.get("layers"):
+            text += f", {event['layers']} layers timed"
+        if event.get("seconds"):
+            text += f", {event['seconds']} s"
+        if event.get("attempt", 1) > 1:
+            text += f", attempt {event['attempt']} with {event.get('workspace', 0) // MIB} MiB"
+        self.say(text)
+
+    def _failed(self, reason: str, message: str, log: list[str], tries: Any = ()) -> StepError:
+        hint = _HINTS.get(reason)
+        if reason == "memory" and tries:
+            sizes = ", ".join(f"{entry['workspace'] // MIB}" for entry in tries)
+            message += f" with every workspace that was tried: {sizes} MiB"
+        said = [line for line in log if "[E]" in line] or log[-3:]
+        words = "; ".join(line.strip() for line in said[-4:])
+        return StepError(f"{self.name}: {message}" + (f": {words[-900:]}" if words else ""), hint)
+
+
+_HINTS = {
+    "memory": "close what else runs on the device, add swap, or set build.workspace to less",
+    "timeout": "give the device more `seconds` in the inventory, or look at what else it does",
+    "disk": "free space on the device",
+    "space": "free space on the device",
+    "version": "run `trtrecipe devices probe` for it, then build again",
+    "trtexec": "the device's words are those of trtexec; if JetPack was upgraded, build again",
+    "died": "the device may have been switched off or be out of memory: build again",
+    "lost": "look at the device's disk and memory, then build again",
+    "corrupt": "check the memory and network of both machines",
+    "lock": "see who else uses that file",
+}

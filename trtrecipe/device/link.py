@@ -1,0 +1,54 @@
+"""The way to a device, whatever it is: requests there, the agent's answers back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, BinaryIO, Protocol
+
+from trtrecipe.errors import StepError, Unreachable
+
+Json = dict[str, Any]
+Hear = Callable[[Json], None]
+
+
+class Dropped(Unreachable):
+    """The connection ended in the middle of a request: asking again may help."""
+
+
+class Refusal(StepError):
+    """The agent's answer to a request is an error; `reason` is its word for it, `more` what else it says."""
+
+    def __init__(self, reason: str, message: str, more: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.reason, self.more = reason, more
+
+
+class Link(Protocol):
+    """Requests to one device, inside a `with` block."""
+
+    def ask(
+        self,
+        request: Mapping[str, Any],
+        payload: BinaryIO | None = None,
+        hear: Hear | None = None,
+        into: BinaryIO | None = None,
+    ) -> Json:
+        """The agent's result. `payload` follows the request, progress goes to `hear`, bytes after the result to `into`.
+
+        Raises Refusal for an error of the agent's, Dropped where the connection ended early, Unreachable.
+        """
+        ...
+
+    def __enter__(self) -> Link: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def connect(address: Mapping[str, Any]) -> Link:
+    """The link that an address (`targets.devices.Device.address`) stands for; nothing is asked of it yet."""
+    from trtrecipe.device.ssh import Session
+
+    return Session(**address)
