@@ -15,18 +15,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from support import trtexec_surrogate
 
 from trtrecipe.device import agent
 from trtrecipe.targets.buildspec import MIB, BuildSpec, Shapes
-from trtrecipe.targets.trtexec import attempts
+from trtrecipe.targets.trtexec import arguments, workspace_flag
 from trtrecipe.targets.trtexec_run import RunSpec, run_arguments
 
 SOURCE = (Path(__file__).parent.parent / "trtrecipe" / "device" / "agent.py").read_bytes()
@@ -125,14 +128,13 @@ class Device:
     def request(self, data: bytes | None = None, spec: BuildSpec = SPEC, **more: Any) -> dict[str, Any]:
         """A build of the model, which is staged."""
         return {
-            "op": "build",
+            "op": "run",
             "key": KEY,
             "files": {"model.onnx": self.put(model() if data is None else data)},
             "trtexec": str(self.trtexec),
             "tensorrt": self.tensorrt,
-            "attempts": [
-                {"workspace": size, "arguments": argv} for size, argv in attempts(spec, self.tensorrt)
-            ],
+            "arguments": arguments(dataclasses.replace(spec, workspace=None), self.tensorrt),
+            "workspace": {"flag": workspace_flag(self.tensorrt), "bytes": spec.workspace},
             "outputs": {"engine": "model.engine", "layers": "layers.json"},
             "timing_cache": {"name": "orin-8.5.2", "file": "timing.cache"},
             "seconds": 60,
@@ -358,7 +360,7 @@ def test_what_does_not_fit_is_refused_before_it_is_sent(device: Device) -> None:
     "request_",
     [
         {"op": "dance"},
-        {"op": "build"},
+        {"op": "run"},
         {"op": "send", "sha256": "../../etc/passwd"},
         {"op": "receive", "sha256": "x", "size": 1},
         {"op": "cancel", "key": "a/b"},
@@ -411,6 +413,30 @@ def test_a_build_that_runs_out_of_memory_is_tried_with_less(device: Device, faul
     signals = [attempt["signal"] for attempt in result["attempts"]]
     assert signals == ([None] * 3 if fault == "memory" else [9, 9, None])
     assert b'"workspace": 67108864' in device.stored(result["outputs"]["engine"]["sha256"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "total", "available", "first"),
+    [
+        (None, 8 << 30, 7 << 30, 2048),
+        (None, 8 << 30, 8 << 30, 4096),
+        (None, (4 << 30) - 5, 1 << 30, 512),
+        (None, 4 << 30, None, 2048),
+        (None, 1 << 30, 1, 32),
+        (1 * MIB, 8 << 30, 8 << 30, 1),
+        (300 * MIB, 1 << 30, 1, 300),
+    ],
+)
+def test_the_workspaces_that_are_tried(asked: int | None, total: int, available: int | None, first: int) -> None:
+    found = [size for size in agent.sizes({"bytes": asked, "total": total, "available": available}) if size is not None]
+    assert found[0] == first * MIB
+    assert all(after == max(before // 2 // MIB * MIB, 32 * MIB) for before, after in itertools.pairwise(found))
+    assert found[-1] == min(found[0], 32 * MIB)
+
+
+@given(st.integers(1, 1 << 40))
+def test_a_workspace_is_told_exactly(size: int) -> None:
+    assert Fraction(agent.in_mib(size)) * MIB == size
 
 
 def test_a_build_that_never_fits_fails_for_memory(device: Device) -> None:

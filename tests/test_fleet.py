@@ -203,7 +203,7 @@ def test_one_job_at_a_time_on_a_device(tmp_path: Path, bench: Lab, capsys: pytes
     times = [(call["time"], call["event"]) for event in ("start", "end") for call in device.calls(event)]
     assert [event for _, event in sorted(times)] == ["start", "end", "start", "end"]
     operations = [operation for operation in device.requests() if operation != "probe"]
-    assert operations == ["stage", "receive", "build", "send", "gc", "stage", "build", "send", "gc"]
+    assert operations == ["stage", "receive", "run", "send", "gc", "stage", "run", "send", "gc"]
 
 
 def test_implicit_quantization_gives_trtexec_the_table(

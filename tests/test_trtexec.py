@@ -19,7 +19,7 @@ from support import trtexec_surrogate
 from trtrecipe.errors import InputError
 from trtrecipe.targets.buildspec import MIB, BuildSpec, Dla, Shapes
 from trtrecipe.targets.catalog import load_catalog
-from trtrecipe.targets.trtexec import LONGEST_ARGUMENT, arguments, attempts, record, records
+from trtrecipe.targets.trtexec import LONGEST_ARGUMENT, arguments, record, records
 from trtrecipe.targets.trtexec_run import RunSpec, run_arguments
 
 RELEASES = ["8.0", "8.2", "8.4", "8.5", "8.6", "10.3", "10.13", "10.16", "11.0", "11.1"]
@@ -265,15 +265,6 @@ def test_a_version_is_served_by_its_own_record_or_the_nearest_older_one() -> Non
         "10.13.3": "10.13",
         "11.4.1": "11.1",
     }
-
-
-def test_retries_halve_the_workspace_down_to_a_floor() -> None:
-    sizes = [size for size, _ in attempts(dataclasses.replace(PLAIN, workspace=300 * MIB + 5), "8.5.2")]
-    assert sizes == [300 * MIB + 5, 150 * MIB, 75 * MIB, 37 * MIB, 32 * MIB]
-    for small in (1, 32 * MIB):
-        assert [size for size, _ in attempts(dataclasses.replace(PLAIN, workspace=small), "8.5.2")] == [small]
-    for size, argv in attempts(PLAIN, "8.2.1"):
-        assert f"--workspace={size // MIB}" in argv
 
 
 def test_records_agree_with_the_catalogue_and_name_their_source() -> None:

@@ -46,6 +46,10 @@ WORDS = 25
 """Lines of trtexec's that a failure repeats."""
 GRACE = 5.0
 """Seconds between SIGTERM and SIGKILL; trtexec is deaf to the first while it times kernels."""
+MIB = 1 << 20
+GIB = 1 << 30
+SMALLEST_WORKSPACE = 32 * MIB
+"""Where the retries of a build that ran out of memory end."""
 LITTLE_SPACE = 1 << 20
 """Bytes: with less left, a build is taken for one that filled the disk, whatever its exit status."""
 
@@ -451,18 +455,20 @@ def send(request: Json) -> Json:
     return {}
 
 
-# build
+# run
 
 
-def build(request: Json) -> Json:
-    """Build an engine, or follow or collect the build of the same key.
+def run(request: Json) -> Json:
+    """Run trtexec, to build an engine say, or follow or collect the run of the same key.
 
-    "key"; "files": name → sha256, laid into the build's folder; "trtexec": path, "trtexec_sha256"; "tensorrt": version
-    that its banner must show; "attempts": [{"workspace", "arguments"}] tried in order while memory runs out, paths
-    relative to the folder; "outputs": {"engine": name, ...} to be kept by content; "table": the name of a
+    "key"; "files": name → sha256, laid into the job's folder; "trtexec": path, "trtexec_sha256"; "tensorrt": version
+    that its banner must show; "arguments", paths relative to the folder; "program": "python" where they are for this
+    interpreter instead; "workspace": absent, or {"flag": what stands before a number of MiB among the arguments,
+    "bytes", "total", "available"}: bytes asked for, null for a part of what is free (`sizes`), tried with less and
+    less while memory runs out; "outputs": {"engine": name, ...} to be kept by content; "table": the name of a
     calibration table, of whose tensors none may be without a scale; "timing_cache": {"name", "file"} or
     absent; "seconds": limit of all attempts together; "space": bytes to be left on the disk; "lock": the device's lock;
-    "every": seconds between signs of life; "fresh": build even where a finished build could be collected.
+    "every": seconds between signs of life; "fresh": run even where a finished run could be collected.
 
     → "ok", "outputs": role → {"sha256", "size"}, "attempts": [{"workspace", "outcome", "status", "signal", "seconds"}],
     "seconds", "waited", "layers", "timing_cache": {"before", "after"}, "collected" (it was built by an earlier call),
@@ -489,7 +495,7 @@ def build(request: Json) -> Json:
     if result is not None:
         return deliver(job, result, collected)
     if collected:  # another follower was told of a failure, or the runner was killed: begin anew
-        return build(request)
+        return run(request)
     raise Failure("died", "the build ended without a result: was it killed?")
 
 
@@ -649,8 +655,35 @@ class Log:
         return any(MEMORY.search(line) for line in self.tail[-2 * WORDS :] if "] [W] " not in line[:40])
 
 
+def sizes(workspace: Optional[Json]) -> Iterator[Optional[int]]:
+    """Bytes to try one after the other; None where the program takes no workspace.
+
+    What is asked for, else the largest half, quarter, ... of all memory (in whole GiB: the kernel keeps some) that is
+    no more than half of what is free; then halves in whole MiB, down to 32 MiB.
+    """
+    if workspace is None:
+        yield None
+        return
+    size = workspace.get("bytes")
+    if size is None:
+        total = -(-workspace["total"] // GIB) * GIB
+        size = total // 2
+        while size > SMALLEST_WORKSPACE and size > (workspace.get("available") or total) // 2:
+            size //= 2
+        size = max(size // MIB * MIB, SMALLEST_WORKSPACE)
+    yield size
+    while size > SMALLEST_WORKSPACE:
+        size = max(size // 2 // MIB * MIB, SMALLEST_WORKSPACE)
+        yield size
+
+
+def in_mib(size: int) -> str:
+    """Exact in decimal, as 2**-20 is."""
+    return str(size // MIB) if size % MIB == 0 else "{:.20f}".format(size / MIB).rstrip("0")
+
+
 class Runner:
-    """One build, in the process that outlives the connection."""
+    """One job, in the process that outlives the connection."""
 
     def __init__(self, cache: str, job: str, request: Json) -> None:
         self.cache, self.job, self.request = cache, job, request
@@ -659,6 +692,8 @@ class Runner:
         self.tries: List[Json] = []
         self.log: Optional[Log] = None
         self.noted = self.waited = 0.0
+        self.python = request.get("program") == "python"
+        self.program = "python" if self.python else "trtexec"
 
     def run(self) -> None:
         """Do it all, and leave a result whatever happens."""
@@ -704,7 +739,7 @@ class Runner:
         before = file_sha256(stored) if timing and size_of(stored) >= 0 else None
         ends = time.time() + float(self.request["seconds"])
         failed = Failure("request", "nothing to try")
-        for attempt in self.request["attempts"]:
+        for size in sizes(self.request.get("workspace")):
             if before:
                 shutil.copyfile(stored, timing["file"])
             elif timing:
@@ -712,7 +747,7 @@ class Runner:
             for name in self.request["outputs"].values():
                 remove(checked(name, NAME, "file name"))
             try:
-                self.attempt(attempt, ends, lock)
+                self.attempt(size, ends, lock)
             except Failure as failure:
                 failed = failure
                 if failure.reason != "memory":
@@ -725,14 +760,14 @@ class Runner:
             return {"ok": True, "outputs": outputs, "timing_cache": cache, "waited": self.waited, "layers": layers}
         raise failed
 
-    def attempt(self, attempt: Json, ends: float, lock: int) -> None:
-        """One run of trtexec; raises Failure unless it built what was asked for."""
+    def attempt(self, size: Optional[int], ends: float, lock: int) -> None:
+        """One run of the program, with a workspace of `size`; raises Failure unless it did what was asked for."""
         started = time.time()
         self.log = log = Log("build.log", scaled(self.request.get("table")))
-        outcome = Failure("lost", "trtexec did not end")
+        outcome = Failure("lost", "{} did not end".format(self.program))
         status: Optional[int] = None
         try:
-            status, timed_out = self.trtexec(attempt, ends, lock, log)
+            status, timed_out = self.execute(size, ends, lock, log)
             problem = self.judge(status, timed_out, log)
             if problem is not None:
                 outcome = problem
@@ -742,16 +777,18 @@ class Runner:
             log.close()
             killed = -status if status is not None and status < 0 else None
             self.tries.append({
-                "workspace": attempt.get("workspace"),
+                "workspace": size,
                 "outcome": outcome.reason,
                 "status": status if killed is None else None,
                 "signal": killed,
                 "seconds": round(time.time() - started, 3),
             })  # fmt: skip
 
-    def trtexec(self, attempt: Json, ends: float, lock: int, log: Log) -> Tuple[int, bool]:
+    def execute(self, size: Optional[int], ends: float, lock: int, log: Log) -> Tuple[int, bool]:
         """Run it without a shell in a session of its own; its exit status, and whether it ran out of time."""
-        command = [self.request["trtexec"], *attempt["arguments"]]
+        command = [sys.executable if self.python else self.request["trtexec"], *self.request["arguments"]]
+        if size is not None:
+            command.append(self.request["workspace"]["flag"] + in_mib(size))
         environment = dict(os.environ, LC_ALL="C")
         try:
             process = subprocess.Popen(
@@ -759,19 +796,20 @@ class Runner:
                 start_new_session=True, pass_fds=(lock,),
             )  # fmt: skip
         except OSError as error:
-            raise Failure("trtexec", "{} does not start: {}".format(command[0], error.strerror)) from error
+            raise Failure(self.program, "{} does not start: {}".format(command[0], error.strerror)) from error
         try:
             self.state.update(trtexec=process.pid, trtexec_start=started_at(process.pid))
             write_json("state.json", self.state)
-            return self.watch(process, attempt, ends, log)
+            return self.watch(process, size, ends, log)
         finally:
             self.kill(process.pid, signal.SIGKILL)  # it, where we failed; and what it may have left behind
             process.wait()
 
-    def watch(self, process: "subprocess.Popen[bytes]", attempt: Json, ends: float, log: Log) -> Tuple[int, bool]:
+    def watch(self, process: "subprocess.Popen[bytes]", size: Optional[int], ends: float, log: Log) -> Tuple[int, bool]:
         timed_out, deadline, rest, open_ = False, ends, b"", True
         assert process.stdout is not None
-        self.note("building", workspace=attempt.get("workspace"))
+        doing = "at work" if self.python else "building"
+        self.note(doing, workspace=size)
         while open_ or process.poll() is None:
             if not open_:
                 time.sleep(0.05)
@@ -788,7 +826,7 @@ class Runner:
                 self.kill(process.pid, signal.SIGKILL if timed_out else signal.SIGTERM)
                 timed_out, deadline = True, time.time() + GRACE
             if time.time() - self.noted >= 1:
-                self.note("building", workspace=attempt.get("workspace"), layers=len(log.layers), layer=log.layer,
+                self.note(doing, workspace=size, layers=len(log.layers), layer=log.layer,
                           seconds=int(time.time() - self.began))  # fmt: skip
         if rest:
             log.add(rest.decode("utf-8", "replace"))
@@ -803,7 +841,7 @@ class Runner:
     def judge(self, status: int, timed_out: bool, log: Log) -> Optional[Failure]:
         """What is wrong with a run that ended, None where nothing is."""
         if timed_out:
-            return Failure("timeout", "the build took longer than {} s".format(self.request["seconds"]))
+            return Failure("timeout", "it took longer than {} s".format(self.request["seconds"]))
         expected = self.request.get("tensorrt")
         if expected and log.banner and log.banner != banner_of(expected):
             message = "trtexec is of TensorRT {}, not {}: was JetPack upgraded?".format(log.banner, expected)
@@ -815,18 +853,18 @@ class Runner:
             if status in (-signal.SIGKILL, 128 + signal.SIGKILL) or log.out_of_memory():
                 return Failure("memory", "the device ran out of memory")
             if status < 0:
-                return Failure("trtexec", "trtexec was ended by signal {}".format(-status))
-            return Failure("trtexec", "trtexec failed with status {}".format(status))
+                return Failure(self.program, "{} was ended by signal {}".format(self.program, -status))
+            return Failure(self.program, "{} failed with status {}".format(self.program, status))
         if log.spoiled:
             return Failure("spoiled", "trtexec built something else than was asked for: {}".format(log.spoiled))
         for role, name in sorted(self.request["outputs"].items()):
             if size_of(name) < 1:
-                return Failure("trtexec", "trtexec ended well but wrote no {}".format(role))
+                return Failure(self.program, "{} ended well but wrote no {}".format(self.program, role))
         return None
 
     def keep(self, role: str, name: str) -> Json:
         if not stat.S_ISREG(os.lstat(name).st_mode):
-            raise Failure("trtexec", "{} is no plain file".format(role))
+            raise Failure(self.program, "{} is no plain file".format(role))
         digest, size = file_sha256(name), os.stat(name).st_size
         adopt_file(self.cache, name, digest)
         return {"sha256": digest, "size": size}
@@ -910,7 +948,7 @@ OPERATIONS = {
     "receive": receive,
     "adopt": adopt,
     "send": send,
-    "build": build,
+    "run": run,
     "cancel": cancel,
     "gc": gc,
 }

@@ -11,7 +11,7 @@ from typing import Any
 from trtrecipe.device.jobs import Job, Say, Work
 from trtrecipe.device.link import Json
 from trtrecipe.targets.buildspec import MIB, BuildSpec
-from trtrecipe.targets.trtexec import SMALLEST_WORKSPACE, attempts
+from trtrecipe.targets.trtexec import arguments, workspace_flag
 
 
 def build(
@@ -19,24 +19,27 @@ def build(
 ) -> Json:
     """Write the engine; its measurements. `spec` speaks of the names in `files`; `key` identifies the build there.
 
-    `device` as `jobs.Work` takes it. A spec without a workspace, 0, is given the largest half, quarter, ... of the
+    `device` as `jobs.Work` takes it. A spec without a workspace is given the largest half, quarter, ... of the
     device's memory that is no more than half of what is free, and smaller ones where the build runs out of memory.
     Raises StepError, Unreachable.
     """
     shown = device["fingerprint"]
     with Work(device, say) as work:
-        if not spec.workspace:
-            spec = replace(spec, workspace=workspace(shown["memory"], work.probe["memory"]["available"]))
         timing = {"name": timing_name(shown), "file": spec.timing_cache} if spec.timing_cache is not None else None
+        workspace = {"flag": workspace_flag(shown["tensorrt"]), "bytes": spec.workspace, **_memory(work.probe)}
         job = Job(
             key=key,
             files=files,
-            attempts=attempts(spec, shown["tensorrt"]),
+            arguments=arguments(replace(spec, workspace=None), shown["tensorrt"]),
             outputs={"engine": spec.engine},
-            more={"table": spec.table, "timing_cache": timing},
+            more={"workspace": workspace, "table": spec.table, "timing_cache": timing},
         )
         result = work.run(job, {"engine": engine})
     return _measurements(device["name"], result)
+
+
+def _memory(probe: Json) -> Json:
+    return {name: probe["memory"][name] for name in ("total", "available")}
 
 
 def _measurements(name: str, result: Json) -> Json:
@@ -59,14 +62,6 @@ def _measurements(name: str, result: Json) -> Json:
         "collected": result["collected"],
         "notes": notes,
     }
-
-
-def workspace(memory: int, available: int | None) -> int:
-    """Bytes: the largest of a half, a quarter, ... of all memory that is at most half of what is free."""
-    size = memory // 2
-    while size > SMALLEST_WORKSPACE and size > (available or memory) // 2:
-        size //= 2
-    return max(size // MIB * MIB, SMALLEST_WORKSPACE)
 
 
 def timing_name(found: Mapping[str, Any]) -> str:

@@ -36,14 +36,13 @@ T = TypeVar("T")
 class Job:
     """What is run: `key` identifies it on the device.
 
-    `files`: name in the job's folder → file here. `attempts`: (workspace in bytes, arguments of trtexec) in turn while
-    memory runs out. `outputs`: role → name in the job's folder. `more`: what else the agent is to know
-    (`agent.build`).
+    `files`: name in the job's folder → file here. `arguments`: of trtexec. `outputs`: role → name in the job's folder.
+    `more`: what else the agent is to know (`agent.run`).
     """
 
     key: str
     files: Mapping[str, Path]
-    attempts: Sequence[tuple[int, Sequence[str]]]
+    arguments: Sequence[str]
     outputs: Mapping[str, str]
     more: Mapping[str, Any]
 
@@ -108,13 +107,13 @@ class Work:
 
     def _result(self, job: Job, digests: Mapping[str, str]) -> Json:
         request = {
-            "op": "build",
+            "op": "run",
             "key": job.key,
             "files": digests,
             "trtexec": self.probe["trtexec"]["path"],
             "trtexec_sha256": self.probe["trtexec"]["sha256"],
             "tensorrt": self.device["fingerprint"]["tensorrt"],
-            "attempts": [{"workspace": size, "arguments": list(argv)} for size, argv in job.attempts],
+            "arguments": list(job.arguments),
             "outputs": dict(job.outputs),
             "seconds": self.device["seconds"],
             "space": SPARE,
@@ -217,7 +216,7 @@ class Work:
         if event.get("seconds"):
             text += f", {event['seconds']} s"
         if event.get("attempt", 1) > 1:
-            text += f", attempt {event['attempt']} with {event.get('workspace', 0) // MIB} MiB"
+            text += f", attempt {event['attempt']} with {(event.get('workspace') or 0) // MIB} MiB"
         self.say(text)
 
     def _failed(self, reason: str, message: str, log: list[str], tries: Any = ()) -> StepError:

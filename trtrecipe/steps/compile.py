@@ -110,7 +110,7 @@ def _spec(params: Params, inputs: Mapping[str, Path]) -> tuple[BuildSpec, dict[s
     spec = BuildSpec(
         onnx="model.onnx",
         engine=OUTPUTS["engine"],
-        workspace=params.workspace or 0,
+        workspace=params.workspace,
         mode=params.mode,
         fallback=params.fallback,
         quantized=quantized,

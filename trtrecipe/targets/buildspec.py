@@ -33,7 +33,8 @@ class Dla:
 class BuildSpec:
     """One build. Paths are the builder's own: it runs where they mean something.
 
-    `workspace`: bytes that tactics may use, always said, because TensorRT 8.2's own default is 16 MiB.
+    `workspace`: bytes that tactics may use; None leaves it to who runs the builder, who has to say something, because
+    TensorRT 8.2's own default is 16 MiB.
     `mode`: "fp32", "fp16" or "int8"; `fallback`: "fp32" or "fp16" for whatever is not quantized, int8 only.
     `quantized`: the graph carries Q/DQ nodes; `table`: a calibration table. INT8 needs one of them.
     `strongly_typed`: precisions are baked into the graph, and the builder has no say in them.
@@ -48,7 +49,7 @@ class BuildSpec:
 
     onnx: str
     engine: str
-    workspace: int
+    workspace: int | None
     mode: str
     fallback: str | None = None
     quantized: bool = False
@@ -143,7 +144,7 @@ def _dla(spec: BuildSpec) -> Iterator[Problem]:
 
 
 def _others(spec: BuildSpec) -> Iterator[Problem]:
-    if spec.workspace < 1:
+    if spec.workspace is not None and spec.workspace < 1:
         yield Problem(f"workspace {spec.workspace}: it must be at least one byte")
     if spec.optimization_level is not None and not 0 <= spec.optimization_level <= 5:
         yield Problem(f"optimization level {spec.optimization_level} is not within 0 to 5")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
@@ -23,9 +23,6 @@ DATA = Path(__file__).parent / "data" / "trtexec.json"
 
 LONGEST_ARGUMENT = (128 << 10) - 1
 """Bytes that Linux takes in one argument (MAX_ARG_STRLEN less the final zero; execve(2))."""
-
-SMALLEST_WORKSPACE = 32 * MIB
-"""Where the retries of a build that ran out of memory end."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,10 @@ def record(tensorrt: str) -> Record:
 
 
 def arguments(spec: BuildSpec, tensorrt: str) -> list[str]:
-    """The arguments after `trtexec` that build `spec` with TensorRT `tensorrt`. Raises `InputError`."""
+    """The arguments after `trtexec` that build `spec` with TensorRT `tensorrt`. Raises `InputError`.
+
+    Without a workspace in the spec there is none in them: who runs them adds it, by `workspace_flag`.
+    """
     check(spec)
     release = record(tensorrt)
     problems = [*_unsaid(spec, release), *unreadable("input", spec.shapes), *unreadable("layer", spec.layers)]
@@ -87,13 +87,10 @@ def fitting(found: list[str]) -> list[str]:
     return found
 
 
-def attempts(spec: BuildSpec, tensorrt: str) -> list[tuple[int, list[str]]]:
-    """(workspace in bytes, arguments) to try one after the other while builds run out of memory: halves of what the
-    spec says, down to 32 MiB. Raises `InputError` as `arguments` does."""
-    sizes = [spec.workspace]
-    while sizes[-1] > SMALLEST_WORKSPACE:
-        sizes.append(max(sizes[-1] // 2 // MIB * MIB, SMALLEST_WORKSPACE))
-    return [(size, arguments(replace(spec, workspace=size), tensorrt)) for size in sizes]
+def workspace_flag(tensorrt: str) -> str:
+    """What stands before a number of MiB where TensorRT `tensorrt` is told the workspace. Raises `InputError`."""
+    means = record(tensorrt).means["workspace"]
+    return f"{means['flag']}={means['pool']}:" if means["pool"] else f"{means['flag']}="
 
 
 def _version(text: str) -> tuple[int, int]:
@@ -117,7 +114,7 @@ def _asked(spec: BuildSpec) -> Iterator[tuple[bool, str, Can, str | None]]:
     yield spec.table is not None, "a calibration table", has("calibration_table"), "quantize with Q/DQ nodes"
     yield bool(spec.layers), "precisions of single layers", has("layer_precisions"), None
     yield bool(spec.layers), "precision constraints", has("precision_constraints"), None
-    odd = spec.workspace % MIB != 0
+    odd = spec.workspace is not None and spec.workspace % MIB != 0
     yield odd, "a workspace that is no whole number of MiB", lambda means: means["workspace"]["fractions"], "round it"
     yield spec.timing_cache is not None, "a timing cache", has("timing_cache"), None
     yield spec.error_on_timing_cache_miss, "an error on a timing-cache miss", has("error_on_timing_cache_miss"), None
@@ -168,7 +165,8 @@ def _arguments(spec: BuildSpec, release: Record) -> Iterator[str]:
     yield f"--onnx={spec.onnx}"
     yield f"--saveEngine={spec.engine}"
     yield means["skip_inference"]
-    yield _workspace(spec.workspace, means["workspace"])
+    if spec.workspace is not None:
+        yield workspace_flag(release.tensorrt) + _mib(spec.workspace)
     if spec.strongly_typed:
         if means["strong_typing"] != "always":
             yield means["strong_typing"]
@@ -220,7 +218,6 @@ def pairs(items: Iterable[tuple[str, str]]) -> str:
     return ",".join(f"{name}:{value}" for name, value in items)
 
 
-def _workspace(size: int, means: Mapping[str, Any]) -> str:
+def _mib(size: int) -> str:
     """A bare number of MiB, which every release reads; its fractions are exact in decimal (2**-20 is)."""
-    number = f"{Decimal(size) / MIB:f}" if size % MIB else str(size // MIB)
-    return f"{means['flag']}={means['pool']}:{number}" if means["pool"] else f"{means['flag']}={number}"
+    return f"{Decimal(size) / MIB:f}" if size % MIB else str(size // MIB)
