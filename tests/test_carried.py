@@ -281,9 +281,9 @@ def test_the_whole_way_to_an_engine(source: Path, tmp_path: Path) -> None:
     assert sorted(map(np.sum, scales(half).values())) == sorted(map(np.sum, expected.values()))
     np.testing.assert_allclose(run(half, {"x": X})[0], run(model, {"x": X})[0], atol=0.05)
     pytest.importorskip("tensorrt_rtx", reason="the rtx extra is not installed")
-    from trtrecipe.engines import rtx_build
+    from trtrecipe.engines import tensorrt_build
 
-    rtx_build.build(half, tmp_path / "engine", {"n": {"min": 1, "opt": 2, "max": 4}}, None)
+    tensorrt_build.build_for_rtx(half, tmp_path / "engine", {"n": {"min": 1, "opt": 2, "max": 4}}, None)
     assert (tmp_path / "engine").stat().st_size > 0
 
 

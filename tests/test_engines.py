@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from trtrecipe.engines import open_engine, ort, rtx_build
+from trtrecipe.engines import open_engine, ort, tensorrt_build
 from trtrecipe.errors import StepError
 from trtrecipe.graphs import files
 from trtrecipe.graphs.float16 import to_float16
@@ -123,7 +123,7 @@ class TestBuildingForRtx:
         assert_stable(tmp_path, variant, "tensorrt-rtx")
 
     def test_workspace_is_accepted(self, tmp_path: Path) -> None:
-        assert rtx_build.build(net(), tmp_path / "engine", DIMS, 64 << 20) == []
+        assert tensorrt_build.build_for_rtx(net(), tmp_path / "engine", DIMS, 64 << 20) == []
 
     def test_operator_that_the_parser_lacks(self, tmp_path: Path) -> None:
         model = net()
@@ -131,7 +131,7 @@ class TestBuildingForRtx:
         model.graph.node[5].input[0] = "a"
         model.graph.node.append(helper.make_node("Identity", ["d"], ["unused"], "end"))
         with pytest.raises(StepError, match=r"cannot read the graph: node determinant \(Det\)"):
-            rtx_build.build(model, tmp_path / "engine", DIMS, None)
+            tensorrt_build.build_for_rtx(model, tmp_path / "engine", DIMS, None)
         assert not (tmp_path / "engine").exists()
 
     def test_range_that_the_graph_cannot_take(self, tmp_path: Path) -> None:
@@ -145,39 +145,39 @@ class TestBuildingForRtx:
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
         with pytest.raises(StepError, match="TensorRT for RTX") as caught:
-            rtx_build.build(model, tmp_path / "engine", {"height": {"min": 1, "opt": 1, "max": 1}}, None)
+            tensorrt_build.build_for_rtx(model, tmp_path / "engine", {"height": {"min": 1, "opt": 1, "max": 1}}, None)
         assert "model.dims" in (caught.value.hint or "")
 
     def test_open_axis_without_a_range(self, tmp_path: Path) -> None:
         with pytest.raises(StepError, match="axis batch of input x"):
-            rtx_build.build(net(), tmp_path / "engine", {}, None)
+            tensorrt_build.build_for_rtx(net(), tmp_path / "engine", {}, None)
 
     def test_int8_needs_1_7(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         import tensorrt_rtx
 
         monkeypatch.setattr(tensorrt_rtx, "__version__", "1.6.1.120")
-        with pytest.raises(StepError, match=r"1\.6\.1\.120 cannot build INT8"):
-            rtx_build.build(variants()["int8"], tmp_path / "engine", DIMS, None)
+        with pytest.raises(StepError, match=r"RTX 1\.6 cannot take INT8: the first that can is 1\.7"):
+            tensorrt_build.build_for_rtx(variants()["int8"], tmp_path / "engine", DIMS, None)
 
     def test_crash_of_the_builder_is_a_message(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         program = tmp_path / "child.py"
         program.write_text("import os, sys; print('dying', file=sys.stderr, flush=True); os.abort()")
-        monkeypatch.setattr(rtx_build.rtx_child, "__file__", str(program))
+        monkeypatch.setattr(tensorrt_build.tensorrt_child, "__file__", str(program))
         with pytest.raises(StepError, match="ended with status -6: dying"):
-            rtx_build.build(net(), tmp_path / "engine", DIMS, None)
+            tensorrt_build.build_for_rtx(net(), tmp_path / "engine", DIMS, None)
 
     def test_address_randomization_is_left_as_it_was(self, tmp_path: Path) -> None:
         if not Path("/proc/self/personality").exists():
             pytest.skip("only Linux has personalities")
         before = Path("/proc/self/personality").read_text()
-        rtx_build.build(net(), tmp_path / "engine", DIMS, None)
+        tensorrt_build.build_for_rtx(net(), tmp_path / "engine", DIMS, None)
         assert Path("/proc/self/personality").read_text() == before
 
 
 def test_missing_package_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     with pytest.raises(StepError) as caught:
-        rtx_build.build(net(), tmp_path / "engine", DIMS, None)
+        tensorrt_build.build_for_rtx(net(), tmp_path / "engine", DIMS, None)
     assert "pip install 'trtrecipe[rtx]'" in (caught.value.hint or "")
     with pytest.raises(StepError):
         open_engine("tensorrt-rtx", tmp_path / "engine")
@@ -189,9 +189,9 @@ class TestOnGpu:
 
     @pytest.fixture(autouse=True)
     def _possible(self) -> None:
-        from trtrecipe.engines import rtx
+        from trtrecipe.engines import tensorrt_run
 
-        reason = rtx.unavailable()
+        reason = tensorrt_run.unavailable("tensorrt_rtx")
         if reason:
             pytest.skip(reason)
 
@@ -199,7 +199,7 @@ class TestOnGpu:
     def built(self, request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Path]:
         import tensorrt_rtx
 
-        from trtrecipe.engines.rtx_library import version
+        from trtrecipe.engines.tensorrt_library import version
 
         if request.param.startswith("int8") and version(tensorrt_rtx) < (1, 7):
             pytest.skip("this version cannot build INT8")

@@ -637,7 +637,7 @@ def test_convert_takes_what_is_kept_and_what_was_seen(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", [None, 3, 8])
 def test_tensorrt_for_rtx_builds_mixed_graphs(seed: int | None, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="the rtx extra is not installed")
-    from trtrecipe.engines import rtx_build
+    from trtrecipe.engines import tensorrt_build
 
     model = layer_norm() if seed is None else canonical(random_graph(seed))
     for dim, size in zip(model.graph.input[0].type.tensor_type.shape.dim, (2, 4, 4, 4), strict=True):
@@ -645,7 +645,7 @@ def test_tensorrt_for_rtx_builds_mixed_graphs(seed: int | None, tmp_path: Path) 
     kept = {each.name: "fp32" for each in model.graph.node[::2]}
     converted, _ = to_float16(model, kept, observed(model, samples()) if seed is None else {})
     assert {"fp16", "fp32"} <= set(precision(converted).values())
-    rtx_build.build(converted, tmp_path / "engine", {}, None)
+    tensorrt_build.build_for_rtx(converted, tmp_path / "engine", {}, None)
     assert (tmp_path / "engine").stat().st_size > 0
 
 

@@ -85,7 +85,7 @@ ALLOWED = {
     "store": set(),
     "steps": {"graphs", "data", "quant", "targets", "engines", "preflight", "truth", "device"},
     "quant": {"engines", "data", "graphs"},
-    "engines": {"data", "graphs"},
+    "engines": {"data", "graphs", "targets"},
     "truth": {"engines", "data", "graphs"},
     "preflight": {"graphs", "targets"},
     "graphs": set(),

@@ -505,7 +505,7 @@ def test_the_same_pairs_at_every_opset(opset: int) -> None:
 @pytest.mark.parametrize("opset", [13, 17, 19, 21])
 def test_tensorrt_for_rtx_builds_it(opset: int, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="the rtx extra is not installed")
-    from trtrecipe.engines import rtx_build
+    from trtrecipe.engines import tensorrt_build
 
-    rtx_build.build(everything(opset), tmp_path / "engine", {}, None)
+    tensorrt_build.build_for_rtx(everything(opset), tmp_path / "engine", {}, None)
     assert (tmp_path / "engine").stat().st_size > 1000

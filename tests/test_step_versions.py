@@ -23,7 +23,7 @@ def test_sources_are_followed_through_the_package() -> None:
     names = {path.name for path in step_sources.sources("quantize")}
     assert {"quantize.py", "qdq.py", "sites.py", "scales.py", "files.py"} <= names
     assert "scheduler.py" not in names
-    assert {"rtx_build.py", "rtx_child.py"} <= {path.name for path in step_sources.sources("compile")}
+    assert {"tensorrt_build.py", "tensorrt_child.py"} <= {path.name for path in step_sources.sources("compile")}
 
 
 def test_every_kind_has_what_the_protocol_asks() -> None:

@@ -215,7 +215,7 @@ def engine(path, options, table, faults):
 
         import onnx
 
-        from trtrecipe.engines import rtx_build
+        from trtrecipe.engines import tensorrt_build
 
         low, opt, high = (options.get(flag, {}) for flag in ("--minShapes", "--optShapes", "--maxShapes"))
         model, dims = onnx.load(options["--onnx"]), {}
@@ -225,7 +225,7 @@ def engine(path, options, table, faults):
                     dims[dim.dim_param] = {
                         key: shapes[value.name][axis] for key, shapes in (("min", low), ("opt", opt), ("max", high))
                     }
-        rtx_build.build(model, Path(path), dims, options.get("workspace"))
+        tensorrt_build.build_for_rtx(model, Path(path), dims, options.get("workspace"))
         return
     version = [int(part) for part in (table["tensorrt"] + ".0.0.0").split(".")[:4]]
     head = b"ftrt" + struct.pack("<I", 0) + bytes(16) + bytes(version) if version[0] > 8 else b""

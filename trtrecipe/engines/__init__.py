@@ -38,12 +38,12 @@ def open_engine(runtime: str, path: Path) -> Engine:
         from trtrecipe.engines import ort
 
         return ort.OrtEngine(path, threads=0)
-    if runtime == "tensorrt-rtx":
-        from trtrecipe.engines import rtx
+    if runtime in ("tensorrt", "tensorrt-rtx"):
+        from trtrecipe.engines import tensorrt_run
 
-        return rtx.RtxEngine(path)
+        return tensorrt_run.TensorRtEngine(path, runtime.replace("-", "_"))
     if runtime == "litert":
         from trtrecipe.engines import tflite
 
         return tflite.TfliteEngine(path)
-    raise StepError(f"no runtime is called {runtime}", "runtimes: onnxruntime, tensorrt-rtx, litert")
+    raise StepError(f"no runtime is called {runtime}", "runtimes: onnxruntime, tensorrt, tensorrt-rtx, litert")

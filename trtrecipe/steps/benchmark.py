@@ -30,7 +30,8 @@ class Params:
 
 def tools(params: Params) -> tuple[str, ...]:
     """The distribution whose speed is measured."""
-    return ({"tensorrt-rtx": "tensorrt-rtx", "litert": "ai-edge-litert"}.get(params.runtime, "onnxruntime"),)
+    distributions = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx", "litert": "ai-edge-litert"}
+    return (distributions.get(params.runtime, "onnxruntime"),)
 
 
 def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, Any]:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trtrecipe.targets.buildspec import BuildSpec
 
-VERSION = 1
+VERSION = 2
 OUTPUTS = {"engine": "model.engine"}
 NUMERIC = True
 _TOOLS = {
     "onnxruntime": ("onnxruntime",),
+    "tensorrt": ("tensorrt", "onnx"),
     "tensorrt-rtx": ("tensorrt-rtx", "onnx"),
     "tflite": ("numpy", "onnx", "tensorflow"),
 }
@@ -24,10 +25,10 @@ _TOOLS = {
 class Params:
     """`dims`: name → {"min", "opt", "max"}. `workspace`: bytes that tactics may use. Both for TensorRT alone.
 
-    `mode` as `Target` has it, for tflite and trtexec. trtexec only: `fallback` as `Target` has it, and whether the
-    network is `strongly_typed`. tflite only: `quantization` as `Target` has it, `source`: which graph of the source
-    model, as the parameters of export say it, `source_version`: of export, which reads that graph here too, and
-    `preprocess` of the samples that ranges are taken from.
+    `mode` as `Target` has it, not for tensorrt-rtx. trtexec and tensorrt only: `fallback` as `Target` has it, and
+    whether the network is `strongly_typed`. tflite only: `quantization` as `Target` has it, `source`: which graph of
+    the source model, as the parameters of export say it, `source_version`: of export, which reads that graph here too,
+    and `preprocess` of the samples that ranges are taken from.
     """
 
     builder: str
@@ -60,7 +61,7 @@ def run(
     say: Callable[[str], None] = print,
 ) -> Mapping[str, Any]:
     """With "onnx" → the engine; tflite takes "model" (what fetch made) too, and "data.*" where samples give the ranges;
-    trtexec takes "keep" and "table", and builds on `device`.
+    trtexec and tensorrt take "keep" and "table"; trtexec builds on `device`.
 
     Measures the engine's size in bytes, and notes; trtexec more (`device.build`). Raises Unreachable where the device
     cannot be had.
@@ -71,10 +72,12 @@ def run(
 
         ort.build(inputs["onnx"], engine)
     elif params.builder == "tensorrt-rtx":
-        from trtrecipe.engines import rtx_build
+        from trtrecipe.engines import tensorrt_build
         from trtrecipe.graphs import files
 
-        notes = rtx_build.build(files.load(inputs["onnx"]), engine, params.dims, params.workspace)
+        notes = tensorrt_build.build_for_rtx(files.load(inputs["onnx"]), engine, params.dims, params.workspace)
+    elif params.builder == "tensorrt":
+        notes = _tensorrt(params, inputs, engine)
     elif params.builder == "trtexec":
         from trtrecipe.device import build
 
@@ -92,17 +95,14 @@ def run(
 
 
 def _spec(params: Params, inputs: Mapping[str, Path]) -> tuple[BuildSpec, dict[str, Path]]:
-    """What trtexec is told, and the files that it speaks of: shapes from the graph, the layers that stay in another
-    precision than their network."""
-    from trtrecipe.engines.rtx_build import profile
+    """What trtexec or TensorRT's Python API is told, and the files that it speaks of: shapes from the graph, the layers
+    that stay in another precision than their network."""
+    from trtrecipe.engines.tensorrt_build import shapes
     from trtrecipe.graphs import files, keep
-    from trtrecipe.graphs.interface import interface
-    from trtrecipe.targets.buildspec import BuildSpec, Shapes
+    from trtrecipe.targets.buildspec import BuildSpec
 
     assert params.mode is not None
     model = files.load(inputs["onnx"])
-    opened = [spec for spec in interface(model).inputs if any(isinstance(axis, str) for axis in spec.shape)]
-    shapes = {spec.name: Shapes(*(tuple(sizes) for sizes in profile(spec, params.dims))) for spec in opened}
     quantized = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
     given = {"model.onnx": inputs["onnx"]}
     if "table" in inputs:
@@ -116,7 +116,7 @@ def _spec(params: Params, inputs: Mapping[str, Path]) -> tuple[BuildSpec, dict[s
         quantized=quantized,
         table="calibration.table" if "table" in inputs else None,
         strongly_typed=bool(params.strongly_typed),
-        shapes=shapes,
+        shapes=shapes(model, params.dims),
         timing_cache="timing.cache",
         verbose=True,
     )
@@ -127,6 +127,26 @@ def _spec(params: Params, inputs: Mapping[str, Path]) -> tuple[BuildSpec, dict[s
         layers = {name: each for name, each in kept.items() if "table" in inputs or each != default}
         spec = replace(spec, layers=layers)
     return spec, given
+
+
+def _tensorrt(params: Params, inputs: Mapping[str, Path], engine: Path) -> list[str]:
+    """By the installed tensorrt, whose version the calibration table is made out to: its scales suit any."""
+    import tempfile
+
+    from trtrecipe.engines import tensorrt_build
+    from trtrecipe.engines.tensorrt_library import library, version
+    from trtrecipe.graphs import files
+    from trtrecipe.quant import table
+
+    spec, _ = _spec(params, inputs)
+    spec = replace(spec, engine=str(engine), timing_cache=None, verbose=False)
+    with tempfile.TemporaryDirectory(prefix="trtrecipe-") as folder:
+        if spec.table is not None:
+            spec = replace(spec, table=str(Path(folder) / spec.table))
+            release = ".".join(map(str, version(library("tensorrt"))[:3]))
+            made_out = replace(table.read(inputs["table"]), tensorrt=release)
+            Path(str(spec.table)).write_bytes(table.dump(made_out))
+        return tensorrt_build.build("tensorrt", files.load(inputs["onnx"]), spec)
 
 
 def _tflite(params: Params, inputs: Mapping[str, Path], engine: Path) -> list[str]:

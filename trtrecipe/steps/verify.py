@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 VERSION = 1
 OUTPUTS: Mapping[str, str] = {}
 NUMERIC = True
-_RUNTIMES = {"tensorrt-rtx": "tensorrt-rtx", "litert": "ai-edge-litert"}
+_RUNTIMES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx", "litert": "ai-edge-litert"}
 """Runtime of an engine → the distribution it is, where that is not ONNX Runtime."""
 
 
@@ -61,10 +61,10 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, A
 
 
 def _open(params: Params, inputs: Mapping[str, Path]) -> Engine:
-    if params.evaluates == "engine" and params.runtime == "tensorrt-rtx":
-        from trtrecipe.engines.rtx import RtxEngine
+    if params.evaluates == "engine" and params.runtime in ("tensorrt", "tensorrt-rtx"):
+        from trtrecipe.engines.tensorrt_run import TensorRtEngine
 
-        return RtxEngine(inputs["engine"])
+        return TensorRtEngine(inputs["engine"], params.runtime.replace("-", "_"))
     if params.evaluates == "engine" and params.runtime == "litert":
         from trtrecipe.engines.tflite import TfliteEngine
 

@@ -13,7 +13,7 @@ https://docs.nvidia.com/deeplearning/tensorrt/11.4.1/inference-library/work-with
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from trtrecipe.errors import InputError, Problem
@@ -80,8 +80,8 @@ def lower(spec: BuildSpec, module: str, version: str) -> dict[str, Any]:
 
     Without a workspace the release's own default holds, all of the GPU's memory. Raises `InputError`.
     """
-    check(spec if spec.workspace else replace(spec, workspace=1))
-    release = _release(module, version)
+    check(spec)
+    release = served(module, version)
     if problems := [*_lacking(spec, module, release)]:
         raise InputError(problems)
     return {
@@ -91,7 +91,7 @@ def lower(spec: BuildSpec, module: str, version: str) -> dict[str, Any]:
         "network": _network(spec, module, release),
         "set": _set(spec),
         "clear": [] if spec.tf32 else ["TF32"],
-        "workspace": spec.workspace or None,
+        "workspace": spec.workspace,
         "config": _config(spec),
         "dla": spec.dla is not None,
         "layers": {name: _TYPES[precision] for name, precision in spec.layers.items()},
@@ -179,8 +179,8 @@ def _lacking(spec: BuildSpec, module: str, release: Version) -> Iterator[Problem
         yield Problem(f"verbosity {spec.verbosity!r} is none of {', '.join(names)}")
 
 
-def _release(module: str, version: str) -> Version:
-    """major.minor of the version. Raises `InputError` for one that is not served."""
+def served(module: str, version: str) -> Version:
+    """major.minor of the version. Raises `InputError` where the API of that release is not used here."""
     found = _numbers(".".join(version.split(".")[:2]))
     served = SPANS[module][""]
     if found not in served:

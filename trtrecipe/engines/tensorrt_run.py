@@ -1,4 +1,4 @@
-"""TensorRT for RTX engines on a GPU."""
+"""Engines of TensorRT and of TensorRT for RTX on a GPU, by tensors' names, as every release from 8.5 on has it."""
 
 from __future__ import annotations
 
@@ -10,26 +10,44 @@ from typing import Any
 import numpy as np
 
 from trtrecipe.data.preprocess import Array
-from trtrecipe.engines.rtx_library import library, new_log
-from trtrecipe.errors import StepError
+from trtrecipe.engines.tensorrt_library import EXTRAS, library, new_log
+from trtrecipe.errors import InputError, StepError
+from trtrecipe.targets.python_api import PRODUCTS, served
+
+_DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "INT8": "int8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "UINT8": "uint8",
+    "BOOL": "bool",
+}
+"""Members of DataType → NumPy's names."""
 
 
-def unavailable() -> str | None:
-    """Why no engine can run on this machine, in words; None when one can be tried."""
+def unavailable(module: str) -> str | None:
+    """Why no engine of "tensorrt" or "tensorrt_rtx" can run on this machine, in words; None when one can be tried."""
     try:
-        library()
-        _cuda()
+        library(module)
+        _cuda(module)
     except StepError as error:
         return error.message
     return None
 
 
-class RtxEngine:
+class TensorRtEngine:
     """A deserialized engine with one execution context, one stream, and device buffers that grow as needed."""
 
-    def __init__(self, path: Path) -> None:
-        self._trt = library()
-        self._cuda = _cuda()
+    def __init__(self, path: Path, module: str) -> None:
+        self._trt = library(module)
+        self._product = f"{PRODUCTS[module]} {self._trt.__version__}"
+        self._module = module
+        try:
+            served(module, self._trt.__version__)
+        except InputError as error:
+            raise StepError(error.problems[0].message, error.problems[0].hint) from None
+        self._cuda = _cuda(module)
         self._buffers: dict[str, tuple[int, int]] = {}  # tensor → address, bytes
         self._stream: Any = None
         self._log = new_log(self._trt)
@@ -37,14 +55,13 @@ class RtxEngine:
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             raise StepError(
-                f"TensorRT for RTX {self._trt.__version__} cannot load the engine on {self._device()}: "
-                f"{self._log.last_words()}",
-                "engines run only with the version that built them, on GPUs that it supports",
+                f"{self._product} cannot load the engine on {self._device()}: {self._log.last_words()}",
+                "engines run only with the version that built them, on the GPU or GPUs that they were built for",
             )
         self._context = self._engine.create_execution_context()
         if self._context is None:
             raise StepError(
-                f"TensorRT for RTX cannot prepare the engine on {self._device()}: {self._log.last_words()}",
+                f"{self._product} cannot prepare the engine on {self._device()}: {self._log.last_words()}",
                 "free GPU memory, or build for a smaller range of model.dims",
             )
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
@@ -72,14 +89,14 @@ class RtxEngine:
     def conditions(self) -> dict[str, str | int]:
         """Runtime, version and GPU. A run includes the copies to the GPU and back."""
         return {
-            "runtime": "tensorrt-rtx",
+            "runtime": self._module.replace("_", "-"),
             "version": str(self._trt.__version__),
             "device": self._device(),
             "driver_cuda": int(self._call("cudaDriverGetVersion")),
             "includes": "copies of inputs and outputs",
         }
 
-    def __enter__(self) -> RtxEngine:
+    def __enter__(self) -> TensorRtEngine:
         return self
 
     def __exit__(
@@ -122,7 +139,10 @@ class RtxEngine:
         return result
 
     def _dtype(self, name: str) -> Any:
-        return np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name)))
+        kind = self._engine.get_tensor_dtype(name).name
+        if kind not in _DTYPES:
+            raise StepError(f"tensor {name} is {kind}, which NumPy has no type for", "cast it to float32 in the model")
+        return np.dtype(_DTYPES[kind])
 
     def _bind(self, name: str, size: int) -> None:
         """Give tensor `name` a device buffer of at least `size` bytes."""
@@ -149,14 +169,14 @@ class RtxEngine:
         return _checked(self._cuda, function, *arguments)
 
 
-def _cuda() -> Any:
+def _cuda(module: str) -> Any:
     """The CUDA runtime with at least one GPU. Raises StepError saying what is missing."""
     try:
         from cuda.bindings import runtime
     except ImportError as error:
         raise StepError(
             f"running the engine needs CUDA's Python bindings: {error}",
-            "install them with: pip install 'trtrecipe[rtx]'",
+            f"install them with: pip install 'trtrecipe[{EXTRAS[module]}]'",
         ) from error
     if not _checked(runtime, "cudaGetDeviceCount"):
         raise StepError("this machine has no NVIDIA GPU", "the engine can be run on a machine that has one")

@@ -1,22 +1,25 @@
-"""The tensorrt_rtx package and its messages, for building and for running."""
+"""The packages of TensorRT and TensorRT for RTX and their messages, for building and for running."""
 
 from __future__ import annotations
 
+import importlib
 import re
 from typing import Any
 
 from trtrecipe.errors import StepError
+from trtrecipe.targets.python_api import PRODUCTS
+
+EXTRAS = {"tensorrt": "cuda", "tensorrt_rtx": "rtx"}
+"""Module → the extra of trtrecipe that installs it."""
 
 
-def library() -> Any:
-    """The tensorrt_rtx module. Raises StepError when it is not installed."""
+def library(module: str) -> Any:
+    """The module "tensorrt" or "tensorrt_rtx". Raises StepError when it is not installed."""
     try:
-        import tensorrt_rtx
+        return importlib.import_module(module)
     except ImportError as error:
-        raise StepError(
-            f"TensorRT for RTX is not installed: {error}", "install it with: pip install 'trtrecipe[rtx]'"
-        ) from error
-    return tensorrt_rtx
+        hint = f"install it with: pip install 'trtrecipe[{EXTRAS[module]}]'"
+        raise StepError(f"{PRODUCTS[module]} is not installed: {error}", hint) from error
 
 
 def version(trt: Any) -> tuple[int, ...]:
@@ -34,9 +37,9 @@ def new_log(trt: Any) -> Any:
             self.warnings: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+            if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
                 self.errors.append(" ".join(message.split()))
-            elif severity == trt.ILogger.WARNING:
+            elif severity == trt.ILogger.Severity.WARNING:
                 self.warnings.append(" ".join(message.split()))
 
         def last_words(self) -> str:
