@@ -100,7 +100,7 @@ def test_graph_that_onnx_runtime_cannot_load(tmp_path: Path) -> None:
 
 
 def test_feed_that_onnx_runtime_cannot_run() -> None:
-    with ort.OrtEngine(net().SerializeToString()) as engine, pytest.raises(StepError, match="cannot run the graph"):
+    with ort.OrtEngine(net()) as engine, pytest.raises(StepError, match="cannot run the graph"):
         engine.run({"x": np.zeros((1, 3), np.float32)})
 
 

@@ -128,7 +128,7 @@ SAMPLES = np.random.default_rng(4).standard_normal((COUNT, 48)).astype(np.float3
 
 
 def outputs_of(model: onnx.ModelProto) -> np.ndarray:
-    with OrtEngine(model.SerializeToString()) as engine:
+    with OrtEngine(model) as engine:
         return engine.run({"x": SAMPLES})["y"]
 
 
@@ -138,7 +138,7 @@ def thresholds_of(model: onnx.ModelProto) -> dict[str, float]:
     observed.CopyFrom(model)
     del observed.graph.output[:]
     observed.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
-    with OrtEngine(observed.SerializeToString()) as engine:
+    with OrtEngine(observed) as engine:
         return {name: float(np.abs(values).max()) for name, values in engine.run({"x": SAMPLES}).items()}
 
 

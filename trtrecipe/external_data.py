@@ -1,4 +1,4 @@
-"""ONNX models whose values lie in other files: which files, whether they hold what the model says, and all in one.
+"""ONNX models whose values lie in other files: which files, whether they hold what the model says, and all in one file.
 
 Light, as it is asked whenever a build is planned: the model's file is walked field by field and values are skipped.
 Field numbers: onnx/onnx.proto at v1.18.0. What entries mean: docs/ExternalData.md of the same release.
@@ -10,15 +10,14 @@ import collections
 import mmap
 import os
 import stat
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
 from pathlib import Path, PurePosixPath
-from typing import IO
 
-from trtrecipe import wire
-from trtrecipe.formats import LARGEST_PROTOBUF, FormatError, is_lfs_pointer
+from trtrecipe import parted, wire
+from trtrecipe.formats import FormatError, is_lfs_pointer
 
 MESSAGES: Mapping[str, Mapping[int, str]] = {
     "ModelProto": {7: "GraphProto", 25: "FunctionProto"},
@@ -51,6 +50,7 @@ BITS: Mapping[int, int] = {
 
 _MARK = b"\x0a\x08location"
 """How the key of the entry that names a file is always written."""
+_GRAPH = "model.onnx"  # what the graph of a fetched model is called
 _LONGEST = 4096  # bytes of a path
 _DEEPEST = 100  # messages in one another; what protobuf takes
 _AGAIN = "save the model again: onnx.save(model, 'model.onnx', save_as_external_data=True)"
@@ -59,12 +59,28 @@ _COPY = "copy it again with all its files, or compare their sizes with the origi
 
 @dataclass(frozen=True)
 class Part:
-    """The bytes `start` to `end` of the file `location`, the values of `tensor`. "" is the model's own file."""
+    """The bytes `start` to `end` of the file `location`, the `elements` of `tensor`. "" is the model's own file."""
 
     location: str
     start: int
     end: int
     tensor: str = ""
+    elements: int = 0
+
+
+@dataclass
+class _Left:
+    """Which parts stay outside the graph, each once, where in a file called `name`; it ends at `end`."""
+
+    name: str
+    starts: dict[tuple[str, int, int], int] = field(default_factory=dict)
+    end: int = 0
+
+    def start(self, part: Part) -> int:
+        """Where the part begins in that file."""
+        found = self.starts.setdefault((part.location, part.start, part.end), parted.after(self.end))
+        self.end = max(self.end, found + part.end - part.start)
+        return found
 
 
 _Piece = Part | bytes
@@ -74,19 +90,11 @@ def parts(path: Path) -> list[Part]:
     """What the ONNX model in the file `path` keeps in other files, by file and place.
 
     Raises FormatError for a file that is cut short, locations outside its folder, sizes that do not fit the tensors,
-    bytes that several tensors share in part, and models that are too large in all. Raises OSError.
+    and bytes that several tensors share in part. Raises OSError.
     """
-    pieces = _pieces(path)
-    found = [piece for piece in pieces if isinstance(piece, Part) and piece.location]
+    found = [piece for piece in _pieces(path) if isinstance(piece, Part) and piece.location]
     found.sort(key=lambda part: (part.location, part.start, part.end, part.tensor))
     _require_apart(found, path)
-    total = _size(pieces)
-    if found and total > LARGEST_PROTOBUF:
-        raise FormatError(
-            f"{path} has {total:,} bytes with the values that lie beside it, and {LARGEST_PROTOBUF:,} are supported: "
-            "what protobuf holds, in which graphs go from tool to tool",
-            "export it with weights in 16 bits, or in parts",
-        )
     return found
 
 
@@ -124,31 +132,55 @@ def require_there(path: Path, sizes: Mapping[str, int]) -> None:
 
 
 def write_in_one(path: Path, target: Path) -> None:
-    """Write the ONNX model in `path` with all its values to `target`. Raises as `parts` and `require_there`."""
+    """Write the ONNX model in `path` with all its values to `target`: as a plain file, or as `parted` has it where they
+    are too many. Where its files end and what they are called is lost.
+
+    Raises as `parts` and `require_there`.
+    """
     require_there(path, needed(parts(path)))
+    pieces = _pieces(path)
+    if _size(pieces) > parted.LIMIT:
+        _write_parted(path, target)
+        return
     with target.open("wb") as writer:
-        for piece in _pieces(path):
-            if isinstance(piece, bytes):
-                writer.write(piece)
-            else:
-                source = path.parent / piece.location if piece.location else path
-                with source.open("rb") as reader:
-                    _copy(reader, piece, writer, source)
+        for chunk in _content(path, pieces):
+            writer.write(chunk)
 
 
-def _copy(reader: IO[bytes], part: Part, writer: IO[bytes], source: Path) -> None:
-    reader.seek(part.start)
-    left = part.end - part.start
-    while left:
-        chunk = reader.read(min(left, 1 << 20))
-        if not chunk:
+def _write_parted(path: Path, target: Path) -> None:
+    left = _Left(parted.data_name(_GRAPH))
+    pieces = _pieces(path, left)
+    if _size(pieces) > parted.LIMIT:
+        raise FormatError(
+            f"{path} has {_size(pieces):,} bytes beside its large constants, and no reader of protobuf takes more than "
+            f"{parted.LIMIT:,}",
+            "export it in parts",
+        )
+    values = (
+        parted.Values(start, end - begin, _content(path, [Part(location, begin, end)]))
+        for (location, begin, end), start in left.starts.items()
+    )
+    parted.write(target, _GRAPH, b"".join(_content(path, pieces)), values)
+
+
+def _content(path: Path, pieces: Sequence[_Piece]) -> Iterator[bytes]:
+    """The bytes of the pieces, in chunks."""
+    for piece in pieces:
+        if isinstance(piece, bytes):
+            yield piece
+            continue
+        source = path.parent / piece.location if piece.location else path
+        left = piece.end - piece.start
+        with source.open("rb") as reader:
+            for chunk in parted.pieces(reader, piece.start, left):
+                left -= len(chunk)
+                yield chunk
+        if left:
             raise FormatError(f"{source} changed while it was read", "build again")
-        writer.write(chunk)
-        left -= len(chunk)
 
 
-def _pieces(path: Path) -> list[_Piece]:
-    """What makes the model in one file, in order."""
+def _pieces(path: Path, left: _Left | None = None) -> list[_Piece]:
+    """What makes the model in one file, in order; but for what is `left` outside, which this adds to."""
     if not path.stat().st_size:
         return []
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -160,15 +192,17 @@ def _pieces(path: Path) -> list[_Piece]:
         if data.find(_MARK) < 0:
             return [whole]
         try:
-            return _folded(data, "ModelProto", whole, path) or [whole]
+            return _folded(data, "ModelProto", whole, path, left) or [whole]
         except wire.DamagedError:
             raise FormatError(f"{path} is damaged: what is in it does not fit together", _COPY) from None
 
 
-def _folded(data: mmap.mmap, message: str, span: Part, path: Path, depth: int = 0) -> list[_Piece] | None:
+def _folded(
+    data: mmap.mmap, message: str, span: Part, path: Path, left: _Left | None, depth: int = 0
+) -> list[_Piece] | None:
     """The message with the values that lie elsewhere; None where it has none."""
     if message == "TensorProto":
-        return _folded_tensor(data, span, path)
+        return _folded_tensor(data, span, path, left)
     if depth > _DEEPEST:
         raise wire.DamagedError
     pieces: list[_Piece] = []
@@ -177,7 +211,7 @@ def _folded(data: mmap.mmap, message: str, span: Part, path: Path, depth: int = 
         inner = MESSAGES[message].get(number) if kind == wire.LENGTH else None
         folded = None
         if inner == "TensorProto" or (inner is not None and data.find(_MARK, start, end) >= 0):
-            folded = _folded(data, inner, Part("", start, end), path, depth + 1)
+            folded = _folded(data, inner, Part("", start, end), path, left, depth + 1)
         if folded is not None:
             pieces += [Part("", copied, before), wire.head(number, _size(folded)), *folded]
             copied = end
@@ -185,7 +219,7 @@ def _folded(data: mmap.mmap, message: str, span: Part, path: Path, depth: int = 
     return [*pieces, Part("", copied, span.end)] if pieces else None
 
 
-def _folded_tensor(data: mmap.mmap, span: Part, path: Path) -> list[_Piece] | None:
+def _folded_tensor(data: mmap.mmap, span: Part, path: Path, left: _Left | None) -> list[_Piece] | None:
     outside = _part(data, span.start, span.end, path)
     if outside is None:
         return None
@@ -195,7 +229,14 @@ def _folded_tensor(data: mmap.mmap, span: Part, path: Path) -> list[_Piece] | No
         if number not in (RAW_DATA, EXTERNAL_DATA, DATA_LOCATION):
             pieces.append(Part("", before, end))
         before = end
-    return [*pieces, wire.head(RAW_DATA, outside.end - outside.start), outside]
+    size = outside.end - outside.start
+    if left is None or not parted.lies_outside(outside.elements, size):
+        return [*pieces, wire.head(RAW_DATA, size), outside]
+    entries = {"location": left.name, "offset": str(left.start(outside)), "length": str(size)}
+    for key, value in entries.items():
+        entry = wire.text(1, key) + wire.text(2, value)
+        pieces.append(wire.head(EXTERNAL_DATA, len(entry)) + entry)
+    return [*pieces, wire.number(DATA_LOCATION, EXTERNAL)]
 
 
 def _size(pieces: Sequence[_Piece]) -> int:
@@ -231,7 +272,7 @@ def _part(data: mmap.mmap, start: int, end: int, path: Path) -> Part | None:
     begin, length = _number(entries, "offset", 0, what), _number(entries, "length", size, what)
     if length != size:
         raise FormatError(f"{what} in {length:,} bytes of {location}, and its shape {dims} takes {size:,}", _AGAIN)
-    return Part(location, begin, begin + size, name)
+    return Part(location, begin, begin + size, name, prod(dims))
 
 
 def _entry(data: mmap.mmap, start: int, end: int) -> tuple[str, str]:

@@ -64,6 +64,17 @@ def head(number: int, length: int) -> bytes:
     return _written(number << 3 | LENGTH) + _written(length)
 
 
+def text(number: int, value: str) -> bytes:
+    """A field of text."""
+    data = value.encode()
+    return head(number, len(data)) + data
+
+
+def number(field: int, value: int) -> bytes:
+    """A field of a number that is not negative."""
+    return _written(field << 3 | VARINT) + _written(value)
+
+
 def _written(value: int) -> bytes:
     digits = []
     while value > 0x7F:

@@ -71,15 +71,8 @@ def _document(graph: Graph, built: Built, recipe: RecipeResult, seconds: float) 
 def _target_document(graph: Graph, built: Built, recipe: RecipeResult, result: TargetResult) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from trtrecipe.digest import sha256_bytes
-
-    artifacts: dict[str, Any] = {}
-    for name, path in built.placed[recipe.plan.name, result.plan.target.id].items():
-        if name == "manifest":
-            data = path.read_bytes()
-            artifacts[name] = {"path": short_path(path), "sha256": sha256_bytes(data), "size": len(data)}
-        else:
-            artifacts[name] = {"path": short_path(path), **asdict(result.artifacts[name])}
+    placed = built.placed[recipe.plan.name, result.plan.target.id]
+    artifacts = {name: {"path": short_path(each.path), **asdict(each.blob)} for name, each in placed.items()}
     return present({
         "target": result.plan.target.id,
         "status": result.status,
@@ -184,7 +177,7 @@ def _rows(built: Built, recipe: RecipeResult, result: TargetResult) -> list[list
         is_chosen = not result.candidates or each.plan.target.mode == result.chosen
         lost = result.chosen is not None and not is_chosen and each.status in ("built", "cached")
         status = result.status if is_chosen else "slower" if lost else each.status
-        rows.append(_row(each, status, short_path(engine) if engine and is_chosen else ""))
+        rows.append(_row(each, status, short_path(engine.path) if engine and is_chosen else ""))
     return rows
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import platform
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
 import onnxruntime as ort
+from onnx import ModelProto
 
+from trtrecipe import parted
 from trtrecipe.data.preprocess import Array
 from trtrecipe.errors import StepError
+from trtrecipe.graphs import files
 
+_VALUES_FILE = "session.optimized_model_external_initializers_file_name"
 _QUIET = 3  # errors only: warnings go to stderr otherwise, and most are about ONNX Runtime's own optimizations
 
 
@@ -23,7 +28,7 @@ class OrtEngine:
     rounding.
     """
 
-    def __init__(self, model: Path | bytes, threads: int = 1) -> None:
+    def __init__(self, model: Path | ModelProto, threads: int = 1) -> None:
         options = _options(ort.GraphOptimizationLevel.ORT_DISABLE_ALL, threads)
         self._session = _session(model, options)
         self._outputs = [output.name for output in self._session.get_outputs()]
@@ -65,10 +70,24 @@ def build(model: Path, engine: Path) -> None:
     The full level is not used: it lays tensors out for the CPU at hand, and its bytes differ from machine to machine.
     """
     options = _options(ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED, 1)
+    if parted.files(model) is not None:
+        _build_large(model, engine, options)
+        return
     options.optimized_model_filepath = str(engine)
     # Without this, a large graph's weights would go to a second file, named by its path.
-    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "")
+    options.add_session_config_entry(_VALUES_FILE, "")
     _session(model, options)
+
+
+def _build_large(model: Path, engine: Path, options: ort.SessionOptions) -> None:
+    """The same where the values do not fit into the graph's file: written as two files, which become `engine`."""
+    with tempfile.TemporaryDirectory() as folder:
+        graph, values = Path(folder) / "model.onnx", parted.data_name("model.onnx")
+        options.optimized_model_filepath = str(graph)
+        options.add_session_config_entry(_VALUES_FILE, values)
+        options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "4096")
+        _session(model, options)
+        files.save(files.load_in_folder(graph), engine)
 
 
 def cpu_model() -> str:
@@ -93,9 +112,24 @@ def _options(level: ort.GraphOptimizationLevel, threads: int) -> ort.SessionOpti
     return options
 
 
-def _session(model: Path | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
+def _session(model: Path | ModelProto, options: ort.SessionOptions) -> ort.InferenceSession:
+    if isinstance(model, Path) and parted.files(model) is None:
+        return _loaded(str(model), options)
+    model = files.load(model) if isinstance(model, Path) else model
+    found = files.beside(model)
+    if found is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(found[1]))
+        return _loaded(found[0], options)
+    if (whole := files.in_one(model)) is not None:
+        return _loaded(whole, options)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        files.save(model, path)
+        return _session(path, options)
+
+
+def _loaded(source: str | bytes, options: ort.SessionOptions) -> ort.InferenceSession:
     try:
-        source = model if isinstance(model, bytes) else str(model)
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors have no common base
         raise StepError(

@@ -24,6 +24,7 @@ import onnx
 from trtrecipe.engines import tensorrt_child
 from trtrecipe.engines.tensorrt_library import library
 from trtrecipe.errors import InputError, StepError
+from trtrecipe.graphs import files
 from trtrecipe.graphs.interface import TensorSpec, interface
 from trtrecipe.targets.buildspec import MIB, BuildSpec, Shapes
 from trtrecipe.targets.python_api import PRODUCTS, lower
@@ -47,10 +48,13 @@ _NAMED = 3
 def build(module: str, model: onnx.ModelProto, spec: BuildSpec, file: Path | None = None) -> list[str]:
     """Build `spec` with `module`, "tensorrt" or "tensorrt_rtx", and write its engine. Returns notes.
 
-    `model` is what to build; where its weights lie beside it, `file` is the ONNX file that they belong to. A build that
+    `model` is what to build; where it is too large for one message, it is read from `file`, made here. A build that
     runs out of memory is tried again with half the workspace, as long as there is one. Raises StepError with the
     parser's or builder's own words, or with what the installed release cannot do.
     """
+    if file is None and files.in_one(model) is None:
+        with tempfile.TemporaryDirectory(prefix="trtrecipe-") as folder:
+            return build(module, model, spec, files.lay_out(model, Path(folder)))
     trt = library(module)
     product = f"{PRODUCTS[module]} {trt.__version__}"
     try:

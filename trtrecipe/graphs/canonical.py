@@ -15,6 +15,7 @@ import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from trtrecipe.errors import StepError
+from trtrecipe.graphs import values
 from trtrecipe.graphs.edit import (
     DEFAULT_DOMAINS,
     all_graphs,
@@ -130,9 +131,13 @@ def _clear(message: onnx.GraphProto | NodeProto | onnx.ValueInfoProto, field: st
 def _plain(tensor: TensorProto) -> None:
     """The same tensor with its values as raw little-endian bytes (strings excepted) and no remarks."""
     name, dims = tensor.name, list(tensor.dims)
-    if tensor.data_type != TensorProto.STRING and not tensor.HasField("raw_data"):
+    outside = values.is_outside(tensor)
+    if outside:
+        values.put(tensor, values.place(tensor))  # and nothing else
+    elif tensor.data_type != TensorProto.STRING and not tensor.HasField("raw_data"):
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor)))
-    for field in ("doc_string", "metadata_props", "data_location", "external_data"):
+    fields = ("doc_string", "metadata_props", *(() if outside else ("data_location", "external_data")))
+    for field in fields:
         if field in tensor.DESCRIPTOR.fields_by_name:
             tensor.ClearField(field)
     reset(tensor.dims, dims)
@@ -242,8 +247,11 @@ def _merge(graph: GraphProto) -> None:
 
 
 def _content(tensor: TensorProto) -> tuple[int, tuple[int, ...], bytes]:
-    data = tensor.raw_data if tensor.HasField("raw_data") else b"\0".join(tensor.string_data)
-    digest = hashlib.sha256(data).digest() if len(data) > _DIGESTED else data
+    if values.is_outside(tensor):
+        data: bytes | memoryview = values.content(tensor)
+    else:
+        data = tensor.raw_data if tensor.HasField("raw_data") else b"\0".join(tensor.string_data)
+    digest = hashlib.sha256(data).digest() if len(data) > _DIGESTED else bytes(data)
     return tensor.data_type, tuple(tensor.dims), digest
 
 

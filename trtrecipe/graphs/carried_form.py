@@ -22,6 +22,7 @@ from trtrecipe.graphs.carried_signs import Signs
 from trtrecipe.graphs.edit import attribute, consumers, replace_uses, reset, tensor_names
 from trtrecipe.graphs.names import Unique
 from trtrecipe.graphs.passes import simplify
+from trtrecipe.graphs.values import array_of
 
 WEIGHTS = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (0, 1), "MatMul": (0, 1)}
 """Operator → inputs whose constants TensorRT quantizes. Any other constant is as well a float."""
@@ -51,7 +52,7 @@ def drop_repeated(model: ModelProto) -> None:
 
     Dequantized integers come out of the same grid as they were. `model` is in explicit form.
     """
-    held = {name: numpy_helper.to_array(tensor) for name, tensor in constants(model).items()}
+    held = {name: array_of(tensor) for name, tensor in constants(model).items()}
     makers = {name: node for node in model.graph.node for name in node.output}
     replaced: dict[str, str] = {}
     for node in model.graph.node:
@@ -139,7 +140,7 @@ class _Work:
 
     def _constant(self, pair: Pair) -> Iterator[NodeProto]:
         grid = pair.grid
-        values = numpy_helper.to_array(self.constants[pair.source])
+        values = array_of(self.constants[pair.source])
         integers = grid.quantize(values.astype(np.float32)) if pair.integers is None else pair.integers
         ends = [index for index in pair.dequantize if self._is_weight(index)] if grid.low >= -255 else []
         floats = grid.dequantize(integers)

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto
 
 from trtrecipe.errors import StepError
 from trtrecipe.graphs.carried import DEQUANTIZE, QUANTIZE, carries, constants, is_pair_node
 from trtrecipe.graphs.carried_grid import Array, Grid
 from trtrecipe.graphs.edit import all_nodes, attribute, consumers
 from trtrecipe.graphs.sound import listed
+from trtrecipe.graphs.values import array_of
 
 _BYTES: Mapping[int, tuple[int, int]] = {TensorProto.INT8: (-128, 127), TensorProto.UINT8: (0, 255)}
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
@@ -136,7 +137,7 @@ def _stored(graph: _Graph, index: int) -> Pair:
         low, high = -(1 << 31), (1 << 31) - 1
     else:
         low, high = _range(node, tensor.data_type)
-    integers = numpy_helper.to_array(tensor).astype(np.int64)
+    integers = array_of(tensor).astype(np.int64)
     grid = _grid(graph, node, low, high)
     return Pair(node.input[0], None, None, (index,), grid, _is_half(graph, node), True, integers)
 
@@ -175,7 +176,7 @@ def _clipped(graph: _Graph, clip: NodeProto, low: int, high: int) -> tuple[int, 
             continue
         if name not in graph.constants:
             raise _Refused(f"feeds {_label(clip)}, whose bounds are computed")
-        bound = int(numpy_helper.to_array(graph.constants[name]).reshape(()))
+        bound = int(array_of(graph.constants[name]).reshape(()))
         low, high = (max(low, bound), high) if position == 1 else (low, min(high, bound))
     return low, high
 
@@ -188,7 +189,7 @@ def _grid(graph: _Graph, node: NodeProto, low: int, high: int) -> Grid:
         raise _Refused("has a scale that is computed")
     if tensor.data_type not in _FLOATS:
         raise _Refused(f"has a scale in {TensorProto.DataType.Name(tensor.data_type)}")
-    scale = numpy_helper.to_array(tensor).astype(np.float32)
+    scale = array_of(tensor).astype(np.float32)
     if scale.ndim > 1:
         raise _Refused("has scales per block")
     if not (np.isfinite(scale).all() and (scale > 0).all()):
@@ -197,7 +198,7 @@ def _grid(graph: _Graph, node: NodeProto, low: int, high: int) -> Grid:
     if len(node.input) > 2 and node.input[2]:
         if node.input[2] not in graph.constants:
             raise _Refused("has a zero point that is computed")
-        zero = numpy_helper.to_array(graph.constants[node.input[2]]).astype(np.int64)
+        zero = array_of(graph.constants[node.input[2]]).astype(np.int64)
     if scale.size == 1 and zero.size == 1:
         return Grid(scale.reshape(()), zero.reshape(()), low, high)
     return Grid(scale, np.broadcast_to(zero, scale.shape), low, high, _axis(graph, node, scale.size))

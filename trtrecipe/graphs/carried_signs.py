@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, NodeProto
 
 from trtrecipe.graphs.carried import constants
 from trtrecipe.graphs.carried_pairs import Pair
+from trtrecipe.graphs.values import array_of
 
 _NEVER = {"Abs", "Exp", "HardSigmoid", "Relu", "Sigmoid", "Softmax", "Softplus", "Sqrt"}
 _PASS_ON = {
@@ -69,7 +70,7 @@ class Signs:
         if name in self._positive:
             return True
         if name in self._constants:
-            return bool((numpy_helper.to_array(self._constants[name]) >= 0).all())
+            return bool((array_of(self._constants[name]) >= 0).all())
         node = self._producers.get(name)
         if node is None or node.domain:
             return False
@@ -82,4 +83,4 @@ class Signs:
         if node.op_type != "Clip" or len(node.input) < 2 or not node.input[1]:
             return False
         low = self._constants.get(node.input[1])
-        return low is not None and bool((numpy_helper.to_array(low) >= 0).all())
+        return low is not None and bool((array_of(low) >= 0).all())

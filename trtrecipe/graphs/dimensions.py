@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from onnx import ModelProto, shape_inference
 
+from trtrecipe.graphs.light import light
 from trtrecipe.graphs.shapes import OPEN, set_inputs
 
 _SIZES = ((11, 13, 17, 19, 23, 29), (59, 61, 67, 71, 73, 79))
@@ -70,7 +71,7 @@ def _sizes(model: ModelProto, trial: Mapping[str, int]) -> dict[tuple[str, int],
     for value in copy.graph.output:
         value.type.tensor_type.ClearField("shape")
     try:
-        inferred = shape_inference.infer_shapes(copy, data_prop=True)
+        inferred = shape_inference.infer_shapes(light(copy)[0], data_prop=True)
     except shape_inference.InferenceError:
         return {}
     return {

@@ -16,9 +16,11 @@ from trtrecipe.graphs import overflow
 from trtrecipe.graphs.canonical import name_nodes
 from trtrecipe.graphs.edit import reset, subgraphs, uses
 from trtrecipe.graphs.halves import Plan, Slots, Tensors, write_halves
+from trtrecipe.graphs.light import inferred, light
 from trtrecipe.graphs.overflow import NORMAL, Observed, Range
 from trtrecipe.graphs.shapes import infer
 from trtrecipe.graphs.sound import LISTED
+from trtrecipe.graphs.values import array_of
 
 _FLOAT = TensorProto.FLOAT
 _KEPT = frozenset(
@@ -78,8 +80,8 @@ def to_float16(
     ]
     write_halves(converted.graph, facts.tensors, plans)
     name_nodes(converted.graph)
-    result = onnx.shape_inference.infer_shapes(converted, check_type=True, strict_mode=True)
-    onnx.checker.check_model(result, full_check=True)
+    result = inferred(converted, check_type=True, strict_mode=True)
+    onnx.checker.check_model(light(result)[0], full_check=True)
     if len(blocked) > LISTED:
         blocked[LISTED:] = [f"{len(blocked) - LISTED} more nodes stay FP32 for the ranges seen in calibration"]
     return result, notes + blocked
@@ -207,12 +209,12 @@ def _unfit(node: onnx.NodeProto, plan: Plan, facts: _Facts) -> str | None:
         tensor = facts.tensors.constants.get(node.input[index])
         if tensor is None:
             continue
-        values = numpy_helper.to_array(tensor)
+        values = array_of(tensor)
         if _overflows(values):
             return f"its constant {tensor.name} exceeds 65504, the largest FP16 value"
         if index == 1 and node.op_type in ("QuantizeLinear", "DequantizeLinear") and (np.abs(values) < NORMAL).any():
             return f"its scale {tensor.name} is below the smallest normal FP16 value"
-    if node.op_type == "ConstantOfShape" and plan.outputs and _overflows(numpy_helper.to_array(node.attribute[0].t)):
+    if node.op_type == "ConstantOfShape" and plan.outputs and _overflows(array_of(node.attribute[0].t)):
         return "its value exceeds 65504, the largest FP16 value"
     return None
 

@@ -12,6 +12,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 from trtrecipe.graphs.carried import is_pair_node
 from trtrecipe.graphs.edit import remove_nodes, subgraphs
 from trtrecipe.graphs.files import opset
+from trtrecipe.graphs.values import inline
 
 LARGEST = 1 << 20
 """Bytes that a constant may have which is larger than what it is computed from."""
@@ -45,7 +46,7 @@ def fold_constants(model: ModelProto) -> bool:
     for index, node in enumerate(graph.node):
         if not _foldable(node, constants, outputs):
             continue
-        results = _evaluate(model, node, [constants[name] for name in dict.fromkeys(node.input) if name])
+        results = _evaluate(model, node, [inline(constants[name]) for name in dict.fromkeys(node.input) if name])
         if results is None:
             continue
         for tensor in results:

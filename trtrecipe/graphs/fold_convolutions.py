@@ -12,6 +12,7 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from trtrecipe.graphs.edit import attribute, consumers, remove_nodes, tensor_names
 from trtrecipe.graphs.names import Unique
+from trtrecipe.graphs.values import array_of
 
 Array = npt.NDArray[Any]
 
@@ -126,7 +127,7 @@ def _per_channel(value: Array, channels: int, rank: int) -> Array | None:
 
 
 def _wide(tensor: TensorProto) -> Array:
-    return numpy_helper.to_array(tensor).astype(np.float64)
+    return array_of(tensor).astype(np.float64)
 
 
 def _absorb(
@@ -139,7 +140,7 @@ def _absorb(
 ) -> bool:
     """Put the affine function into weights and bias; False, with nothing changed, where they would overflow."""
     weight = constants[conv.input[1]]
-    dtype = numpy_helper.to_array(weight).dtype
+    dtype = array_of(weight).dtype
     has_bias = len(conv.input) > 2 and conv.input[2] != ""
     bias = _wide(constants[conv.input[2]]) if has_bias else np.zeros(len(affine.scale))
     with np.errstate(over="ignore"):

@@ -8,8 +8,9 @@ import onnx
 import onnx.inliner
 from onnx import ModelProto
 
+from trtrecipe import parted
 from trtrecipe.errors import StepError
-from trtrecipe.graphs import carried, sound
+from trtrecipe.graphs import carried, files, sound
 from trtrecipe.graphs.canonical import canonical
 from trtrecipe.graphs.files import opset
 from trtrecipe.graphs.light import light, make_constant
@@ -24,10 +25,15 @@ _LFS = b"version https://git-lfs.github.com/spec/"
 def read(path: Path) -> ModelProto:
     """The model in the file, checked, canonical, at its own opset.
 
-    Raises StepError for anything that is no single-file ONNX model for inference.
+    Raises StepError for anything that is no ONNX model for inference in one file, plain or as `parted` has it.
     """
-    model = _parse(path.read_bytes())
-    sound.require_one_file(model)
+    if parted.files(path) is None:
+        model = _parse(path.read_bytes())
+        sound.require_one_file(model)
+    else:
+        model = files.load(path)
+        _require_graph(model)
+    sound.require_dense(model)
     _require_known_versions(model)
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
@@ -59,9 +65,13 @@ def _parse(data: bytes) -> ModelProto:
         raise StepError(
             "the model file is no ONNX model, or it is cut short", hint="compare its size with the original's"
         ) from error
+    _require_graph(model)
+    return model
+
+
+def _require_graph(model: ModelProto) -> None:
     if not model.opset_import or not (model.graph.node or model.graph.input):
         raise StepError("the model file holds no ONNX graph", hint="check model.source and model.format")
-    return model
 
 
 def _require_known_versions(model: ModelProto) -> None:

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trtrecipe.graphs.edit import all_graphs, reset
 from trtrecipe.graphs.names import Unique
+from trtrecipe.graphs.values import array_of
 
 _FLOAT, _HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 _FREE = ("Cast", "ConstantOfShape")
@@ -149,7 +150,7 @@ class _Rewriter:
         name = tensor.name
         if name not in self.half_read:
             return
-        values = numpy_helper.to_array(tensor).astype(np.float16)
+        values = array_of(tensor).astype(np.float16)
         if name in self.single_read:
             self.half_name[name] = self.names.claim(f"{name}/float16")
             self.graph.initializer.append(numpy_helper.from_array(values, self.half_name[name]))
@@ -192,7 +193,7 @@ class _Rewriter:
             if plan.outputs and attribute.name in ("to", "output_dtype") and attribute.i == _FLOAT:
                 attribute.i = _HALF
             if node.op_type == "ConstantOfShape":
-                attribute.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(attribute.t).astype(np.float16)))
+                attribute.t.CopyFrom(numpy_helper.from_array(array_of(attribute.t).astype(np.float16)))
         if node.op_type == "Cast" and helper.get_node_attr_value(node, "to") == (_HALF if plan.inputs else source):
             node.op_type = "Identity"
             del node.attribute[:]

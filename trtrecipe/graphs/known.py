@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto
 
 from trtrecipe.graphs.edit import all_graphs, all_nodes
 from trtrecipe.graphs.files import opset
 from trtrecipe.graphs.shapes import infer
+from trtrecipe.graphs.values import array_of
 
 Shape = tuple[int | str | None, ...]
 """Sizes; the name of a dimension, or None, where an axis is open."""
@@ -43,7 +44,7 @@ class Known:
     def value(self, name: str) -> npt.NDArray[Any] | None:
         """The constant of that name, or None."""
         tensor = self.constants.get(name)
-        return None if tensor is None else np.asarray(numpy_helper.to_array(tensor))
+        return None if tensor is None else np.asarray(array_of(tensor))
 
 
 def known(model: ModelProto) -> Known:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, helper, shape_inference
 
-SMALL = 1024
+from trtrecipe import parted
+
+SMALL = parted.SMALL
 """Elements up to which a constant keeps its values: those that shapes are computed from are far smaller."""
 
 
 def light(model: ModelProto) -> tuple[ModelProto, list[TensorProto]]:
     """The model with its large constants (initializers of the main graph) as inputs, and those constants."""
-    result = ModelProto()
-    _fill(result, model, "graph")
-    _fill(result.graph, model.graph, "initializer")
+    result = without(model)
     inputs = {value.name for value in model.graph.input}
     large = []
     for tensor in model.graph.initializer:
@@ -25,8 +25,25 @@ def light(model: ModelProto) -> tuple[ModelProto, list[TensorProto]]:
         large.append(tensor)
         if tensor.name not in inputs:  # before IR version 4 it is one as well
             result.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
-    result.graph.SetInParent()
     return result, large
+
+
+def without(model: ModelProto) -> ModelProto:
+    """The model without the constants of its main graph."""
+    result = ModelProto()
+    _fill(result, model, "graph")
+    _fill(result.graph, model.graph, "initializer")
+    result.graph.SetInParent()
+    return result
+
+
+def inferred(model: ModelProto, **options: bool) -> ModelProto:
+    """`model` with what `onnx.shape_inference.infer_shapes` finds, which is not given the values of large constants."""
+    result = shape_inference.infer_shapes(light(model)[0], **options)
+    for field in ("input", "initializer"):
+        result.graph.ClearField(field)
+        getattr(result.graph, field).extend(getattr(model.graph, field))
+    return result
 
 
 def make_constant(model: ModelProto, tensors: list[TensorProto], values: bool = True) -> None:

@@ -26,9 +26,10 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from trtrecipe.graphs.edit import attribute
+from trtrecipe.graphs.values import array_of
 
 LARGEST = float(np.finfo(np.float16).max)
 NORMAL = float(np.finfo(np.float16).tiny)
@@ -102,7 +103,7 @@ def _with_pairs(
         low, high = found[quantize.input[0]]
         scale = constants.get(node.input[1])
         if scale is not None:
-            step = float(np.max(numpy_helper.to_array(scale)))
+            step = float(np.max(array_of(scale)))
             low, high = (min(max(value, -128 * step), 127 * step) for value in (low, high))
         found.setdefault(node.output[0], (low, high))
     return found
@@ -119,7 +120,7 @@ def _shapes(graph: GraphProto) -> dict[str, list[int | None]]:
 def _vanishes(name: str, ranges: Mapping[str, Range], constants: Mapping[str, TensorProto]) -> bool:
     """Whether the tensor is nowhere 0, but would be in FP16."""
     if name in constants and constants[name].data_type == TensorProto.FLOAT:
-        values = np.abs(numpy_helper.to_array(constants[name]))
+        values = np.abs(array_of(constants[name]))
         return bool(values.size and 0 < values.min() <= _VANISHES)
     low, high = ranges.get(name, (0.0, 0.0))
     return 0 < (low if low > 0 else -high) <= _VANISHES
@@ -173,7 +174,7 @@ def _axes(node: NodeProto, observed: Observed, rank: int) -> list[int] | None:
         tensor = observed.constants.get(node.input[1])
         if tensor is None:
             return None
-        axes = numpy_helper.to_array(tensor).tolist()
+        axes = array_of(tensor).tolist()
     if not axes:
         return [] if attribute(node, "noop_with_empty_axes", 0) else list(range(rank))
     return [axis % rank for axis in axes]
@@ -184,7 +185,7 @@ def _without_bias(node: NodeProto, observed: Observed) -> float | None:
     bias = observed.constants.get(node.input[2]) if len(node.input) > 2 else None
     if reach is None or bias is None:
         return reach
-    return reach + float(np.max(np.abs(numpy_helper.to_array(bias)), initial=0.0))
+    return reach + float(np.max(np.abs(array_of(bias)), initial=0.0))
 
 
 def _squared(node: NodeProto, observed: Observed) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from onnx import ModelProto, NodeProto, TensorProto, defs, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, defs
 
 from trtrecipe.graphs.canonical import canonical
 from trtrecipe.graphs.dimensions import name_dimensions
@@ -18,6 +18,7 @@ from trtrecipe.graphs.shapes import infer
 from trtrecipe.graphs.states import drop_zero_states
 from trtrecipe.graphs.symbolic import fold_shapes
 from trtrecipe.graphs.transposes import merge_transposes, move_transposes
+from trtrecipe.graphs.values import array_of
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def _infers(node: NodeProto, constants: Mapping[str, TensorProto]) -> bool:
     if len(node.input) < 3 or not node.input[2]:
         return True
     mode = constants.get(node.input[2])
-    return mode is not None and not numpy_helper.to_array(mode).any()
+    return mode is not None and not array_of(mode).any()
 
 
 def merge_duplicates(model: ModelProto) -> bool:

@@ -14,6 +14,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from trtrecipe.graphs.edit import all_graphs, all_nodes, all_tensors, replace_uses, reset, tensor_names
 from trtrecipe.graphs.files import opset
 from trtrecipe.graphs.names import Unique
+from trtrecipe.graphs.values import array_of
 
 _TYPE_ATTRIBUTES = ("to", "dtype", "stash_type")
 """Attributes that name an element type."""
@@ -52,7 +53,7 @@ def _is(value: onnx.ValueInfoProto, kind: int) -> bool:
 
 
 def _narrow(tensor: TensorProto) -> None:
-    values = numpy_helper.to_array(tensor)
+    values = array_of(tensor)
     limit = np.finfo(np.float32).max
     finite = np.where(np.isfinite(values), np.clip(values, -limit, limit), values)
     name = tensor.name

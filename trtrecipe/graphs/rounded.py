@@ -6,6 +6,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from trtrecipe.graphs.edit import all_graphs, reset
+from trtrecipe.graphs.light import inferred
 from trtrecipe.graphs.names import Unique
 
 
@@ -16,7 +17,7 @@ def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
     shows. A Cast stays when an operator with an FP16 kernel of its own stands behind it: Identity has one, and two of
     them are needed, because a single FP16 operator between FP32 ones is moved to FP32 too.
     """
-    copy = onnx.shape_inference.infer_shapes(model)
+    copy = inferred(model)
     graph = copy.graph
     halves = {
         value.name

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto
 
 from trtrecipe.graphs.edit import all_graphs, attribute
+from trtrecipe.graphs.values import array_of
 
 _STATES = {"GRU": (5,), "LSTM": (5, 6), "RNN": (5,)}
 """Operator → positions of its initial states."""
@@ -43,7 +44,7 @@ def _zeros(name: str, makers: Mapping[str, NodeProto], constants: Mapping[str, T
         current = pending.pop()
         if current in constants:
             found = True
-            if numpy_helper.to_array(constants[current]).any():
+            if array_of(constants[current]).any():
                 return False
             continue
         node = makers.get(current)
@@ -52,7 +53,7 @@ def _zeros(name: str, makers: Mapping[str, NodeProto], constants: Mapping[str, T
         if node.op_type == "ConstantOfShape":
             value = attribute(node, "value")
             found = True
-            if value is not None and numpy_helper.to_array(value).any():
+            if value is not None and array_of(value).any():
                 return False
         elif node.op_type in _KEEPS_ZEROS:
             pending.append(node.input[0])

@@ -19,6 +19,7 @@ from trtrecipe.graphs.edit import attribute, reset, tensor_names
 from trtrecipe.graphs.names import Unique
 from trtrecipe.graphs.products import Size, names_in, product, quotient
 from trtrecipe.graphs.shapes import infer
+from trtrecipe.graphs.values import array_of
 
 Value = npt.NDArray[np.object_]
 """Entries are int, or str: the name of a dimension, made up where the graph has none, or a product of such."""
@@ -184,7 +185,7 @@ def _constant(name: str, constants: Mapping[str, TensorProto]) -> Value | None:
     tensor = constants.get(name)
     if tensor is None or tensor.data_type not in _INTEGERS or math.prod(tensor.dims) > LARGEST:
         return None
-    return numpy_helper.to_array(tensor).astype(object)
+    return array_of(tensor).astype(object)
 
 
 def _shape(node: NodeProto, args: Sequence[Value]) -> Value:

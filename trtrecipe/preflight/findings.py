@@ -19,6 +19,7 @@ from trtrecipe.graphs.interface import DTYPES
 from trtrecipe.graphs.known import Known, known
 from trtrecipe.graphs.opset import Obstacle
 from trtrecipe.graphs.sound import listed
+from trtrecipe.graphs.values import array_of
 from trtrecipe.preflight.checks import CHECKS
 from trtrecipe.preflight.repairs import turned_off
 from trtrecipe.targets.parser import NOTE, Parser, supported_from
@@ -229,7 +230,7 @@ def _out_of_range(model: ModelProto, parser: Parser) -> Iterator[Finding]:
 
 
 def _exceeds(tensor: TensorProto, least: int, most: int) -> bool:
-    values = np.frombuffer(tensor.raw_data, "<i8") if tensor.HasField("raw_data") else np.array(tensor.int64_data)
+    values = array_of(tensor)
     return bool(values.size) and not (least <= values.min() and values.max() <= most)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from onnx import ModelProto, numpy_helper
+from onnx import ModelProto
 
 from trtrecipe.errors import StepError
 from trtrecipe.graphs.carried import QUANTIZE, carries, constants, is_pair_node
+from trtrecipe.graphs.values import array_of
 from trtrecipe.quant.scales import LIMIT
 
 
@@ -32,6 +33,6 @@ def carried_thresholds(model: ModelProto) -> dict[str, float]:
                 f"the scale of {node.op_type} {node.name or node.output[0]} is no single constant",
                 "prepare the model first: it brings Q/DQ into the form that TensorRT takes",
             )
-        threshold = float(np.float32(LIMIT) * numpy_helper.to_array(scale).astype(np.float32).reshape(()))
+        threshold = float(np.float32(LIMIT) * array_of(scale).astype(np.float32).reshape(()))
         found[node.input[0]] = max(threshold, found.get(node.input[0], 0.0))
     return found

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from onnx import NodeProto, numpy_helper
+from onnx import NodeProto
 
 from trtrecipe.graphs.edit import attribute
+from trtrecipe.graphs.values import array_of
 from trtrecipe.quant.overview import Overview
 
 _FIRST = frozenset(
@@ -102,4 +103,4 @@ def _pads_zeros(graph: Overview, node: NodeProto) -> bool:
     if attribute(node, "mode", b"constant") != b"constant" or len(node.input) < 3 or not node.input[2]:
         return True
     value = graph.constants.get(node.input[2])
-    return value is not None and not numpy_helper.to_array(value).any()
+    return value is not None and not array_of(value).any()

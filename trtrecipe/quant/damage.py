@@ -34,7 +34,7 @@ from onnx import TensorProto, helper, numpy_helper
 from trtrecipe.data.batches import Batch
 from trtrecipe.data.preprocess import Array
 from trtrecipe.engines.ort import OrtEngine
-from trtrecipe.graphs import files
+from trtrecipe.graphs import files, values
 from trtrecipe.graphs.edit import reset
 from trtrecipe.graphs.names import Unique
 from trtrecipe.quant.qdq import insert_qdq
@@ -153,6 +153,8 @@ def _share(error: float, power: float) -> float:
 
 def _engine(model: onnx.ModelProto) -> OrtEngine:
     """Through a file, as there would be more copies of the weights in memory otherwise."""
+    if any(values.outside(model)):
+        return OrtEngine(model)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "damage.onnx"
         files.save(model, path)

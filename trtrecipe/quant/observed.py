@@ -14,7 +14,7 @@ from onnx import helper
 
 from trtrecipe.data.preprocess import Array
 from trtrecipe.engines.ort import OrtEngine
-from trtrecipe.graphs import files
+from trtrecipe.graphs import files, values
 from trtrecipe.graphs.names import Unique
 
 Feeds = Mapping[str, Array]
@@ -35,17 +35,23 @@ def observing(
         graph.node.extend(nodes)
         del graph.output[:]
         graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "observed.onnx"
-            files.save(model, path)
-            _give_back()
-            engine = OrtEngine(path)
+        engine = _engine(model)
     finally:
         del graph.output[:]
         graph.output.extend(outputs)
         del graph.node[count:]
     with engine:
         yield engine
+
+
+def _engine(model: onnx.ModelProto) -> OrtEngine:
+    if any(values.outside(model)):
+        return OrtEngine(model)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "observed.onnx"
+        files.save(model, path)
+        _give_back()
+        return OrtEngine(path)
 
 
 def _give_back() -> None:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from trtrecipe.graphs.edit import DEFAULT_DOMAINS, uses
+from trtrecipe.graphs.values import array_of
 
 Shape = tuple[int | None, ...]
 _SHAPE_ARITHMETIC = 1024
@@ -80,7 +81,7 @@ def constants(model: ModelProto) -> dict[str, TensorProto]:
 
 def weight_array(model: ModelProto, name: str) -> npt.NDArray[np.float32]:
     """The FP32 values of the constant called `name`. Raises KeyError."""
-    return numpy_helper.to_array(constants(model)[name])
+    return array_of(constants(model)[name])
 
 
 def label(node: NodeProto) -> str:

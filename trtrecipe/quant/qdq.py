@@ -12,7 +12,9 @@ from onnx import helper, numpy_helper
 from trtrecipe.errors import StepError
 from trtrecipe.graphs.edit import reset
 from trtrecipe.graphs.files import opset
+from trtrecipe.graphs.light import light
 from trtrecipe.graphs.names import Unique
+from trtrecipe.graphs.values import array_of
 from trtrecipe.quant.overview import constants
 from trtrecipe.quant.scales import Float32, scale_of, weight_scales
 from trtrecipe.quant.sites import Site, Sites, find_sites
@@ -55,7 +57,7 @@ def insert_qdq(
             node.input[site.weight_slot] = pairs.add(site.weight, scales, site.axis, added)
     nodes = [new for index, node in enumerate(quantized.graph.node) for new in (*before.get(index, ()), node)]
     reset(quantized.graph.node, nodes)
-    onnx.checker.check_model(quantized, full_check=True)
+    onnx.checker.check_model(light(quantized)[0], full_check=True)
     return quantized, [*found.skipped, *zeros.values()]
 
 
@@ -86,7 +88,7 @@ class _Pairs:
         present = {value.name for value in (*graph.input, *graph.initializer, *graph.value_info, *graph.output)}
         self._names = Unique(present.union(*((node.name, *node.output) for node in graph.node)))
         self._made: dict[tuple[str, int | None], str] = {}
-        self.weights = {name: numpy_helper.to_array(tensor) for name, tensor in constants(model).items()}
+        self.weights = {name: array_of(tensor) for name, tensor in constants(model).items()}
 
     def add(self, tensor: str, scales: Float32, axis: int | None, nodes: list[onnx.NodeProto]) -> str:
         """Append the pair to `nodes` unless it exists; the name of the dequantized tensor."""

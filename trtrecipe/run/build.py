@@ -16,7 +16,7 @@ from trtrecipe.plan.machine import Machine
 from trtrecipe.plan.resolve import Resolver, resolve_all
 from trtrecipe.plan.sources import ModelSource, SampleSource, Source, digest_sources
 from trtrecipe.run.events import Damaged, Listener, Outcome
-from trtrecipe.run.place import place
+from trtrecipe.run.place import Placed, place
 from trtrecipe.run.results import RecipeResult, results
 from trtrecipe.run.scheduler import Scheduler
 from trtrecipe.store.blobs import DamagedBlobError
@@ -34,7 +34,7 @@ class Built:
     """Results per recipe, and where each target's artifacts were placed, by (recipe, target)."""
 
     recipes: tuple[RecipeResult, ...]
-    placed: Mapping[tuple[str, str], Mapping[str, Path]]
+    placed: Mapping[tuple[str, str], Mapping[str, Placed]]
 
 
 def resolver_for(
@@ -99,7 +99,7 @@ def _confirm(graph: Graph, resolver: Resolver, fleet: Fleet) -> None:
 
 def _place_all(graph: Graph, made: tuple[RecipeResult, ...], store: Store, output: Path) -> Built:
     """Place every target; one that cannot be placed has failed, and the others are none the worse for it."""
-    placed: dict[tuple[str, str], Mapping[str, Path]] = {}
+    placed: dict[tuple[str, str], Mapping[str, Placed]] = {}
     recipes = []
     for recipe in made:
         targets = []

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trtrecipe import __version__
-from trtrecipe.digest import sha256_file
+from trtrecipe import __version__, parted
+from trtrecipe.digest import sha256_bytes, sha256_file
 from trtrecipe.errors import StoreError
 from trtrecipe.plan.graph import Graph, RecipePlan
 from trtrecipe.plan.resolve import tools_of
 from trtrecipe.plan.tools import version
 from trtrecipe.run.results import TargetResult
-from trtrecipe.store.blobs import Blob, explain_oserror
+from trtrecipe.store.blobs import Blob, DamagedBlobError, explain_oserror, wrong_with
 from trtrecipe.store.store import Store
 
 FILES = {
@@ -30,8 +30,21 @@ TFLITE = "model.tflite"  # the engine, where it is one that other tools know by 
 MANIFEST = "manifest.json"
 
 
-def place(graph: Graph, recipe: RecipePlan, result: TargetResult, store: Store, output: Path) -> dict[str, Path]:
-    """Put back what is missing or altered of a target's files; artifact name → path.
+_MAY_BE_PARTED = ("engine", "onnx")
+DATA = "_data"
+"""What the artifact with the values of a model is called behind the name of the model's."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A file of a result, and what is in it."""
+
+    path: Path
+    blob: Blob
+
+
+def place(graph: Graph, recipe: RecipePlan, result: TargetResult, store: Store, output: Path) -> dict[str, Placed]:
+    """Put back what is missing or altered of a target's files; artifact name → where it is now, the manifest too.
 
     A target that failed, missed a gate or has no choice among its candidates leaves the folder as it was. Every file is
     written and checked beside the folder before any is moved in, the manifest last. Raises StoreError where the folder
@@ -40,12 +53,12 @@ def place(graph: Graph, recipe: RecipePlan, result: TargetResult, store: Store, 
     if result.status in ("failed", "gate-failed") or (result.candidates and result.chosen is None):
         return {}
     folder = output / recipe.name / result.plan.target.id
-    named = _files(result)
-    wanted = {named[name]: blob for name, blob in result.artifacts.items()}
-    manifest = _manifest_text(graph, recipe, result, _built_on(graph, result, store)).encode()
     try:
+        placed = _placed(result, store)
+        wanted = {each.name: each for each in placed.values()}
+        manifest = _manifest_text(graph, recipe, result, placed, _built_on(graph, result, store)).encode()
         before = _read_manifest(folder)
-        absent = {name: blob for name, blob in wanted.items() if not _is_there(folder / name, blob, store)}
+        absent = {name: each for name, each in wanted.items() if not _is_there(folder / name, each.blob, store)}
         stale = {
             name: sha256
             for name, sha256 in before.items()
@@ -56,15 +69,42 @@ def place(graph: Graph, recipe: RecipePlan, result: TargetResult, store: Store, 
             _write(folder, absent, stale, manifest, store)
     except OSError as error:
         raise explain_oserror(error, folder, "output folder") from error
-    return {name: folder / named[name] for name in result.artifacts} | {"manifest": folder / MANIFEST}
+    found = {name: Placed(folder / each.name, each.blob) for name, each in placed.items()}
+    return found | {"manifest": Placed(manifest_path, Blob(sha256_bytes(manifest), len(manifest)))}
 
 
-def _files(result: TargetResult) -> dict[str, str]:
-    """Artifact name → file name."""
-    return FILES | ({"engine": TFLITE} if result.plan.target.profile.family == "tflite" else {})
+@dataclass(frozen=True)
+class _File:
+    """A file to be placed as `name`: the blob `source`, or the `part` of it."""
+
+    name: str
+    blob: Blob
+    source: Blob
+    part: parted.File | None = None
 
 
-def _write(folder: Path, absent: Mapping[str, Blob], stale: Mapping[str, str], manifest: bytes, store: Store) -> None:
+def _placed(result: TargetResult, store: Store) -> dict[str, _File]:
+    """Artifact name → file. A model that is two files (`parted`) is placed as these."""
+    called = FILES | ({"engine": TFLITE} if result.plan.target.profile.family == "tflite" else {})
+    placed = {}
+    for name, blob in result.artifacts.items():
+        held = _parts(blob, store) if name in _MAY_BE_PARTED else None
+        if held is None:
+            placed[name] = _File(called[name], blob, blob)
+            continue
+        for suffix, part in zip(("", DATA), held, strict=True):
+            placed[name + suffix] = _File(part.name, Blob(part.sha256, part.size), blob, part)
+    return placed
+
+
+def _parts(blob: Blob, store: Store) -> tuple[parted.File, parted.File] | None:
+    try:
+        return parted.files(store.blobs.path(blob.sha256))
+    except OSError as error:
+        raise DamagedBlobError(blob, wrong_with(error)) from None
+
+
+def _write(folder: Path, absent: Mapping[str, _File], stale: Mapping[str, str], manifest: bytes, store: Store) -> None:
     import shutil
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,8 +116,11 @@ def _write(folder: Path, absent: Mapping[str, Blob], stale: Mapping[str, str], m
     staging = folder / f".placing-{os.urandom(4).hex()}"
     staging.mkdir()
     try:
-        for name, blob in absent.items():
-            store.blobs.copy_out(blob, staging / name)
+        for name, file in absent.items():
+            if file.part is None:
+                store.blobs.copy_out(file.source, staging / name)
+            elif parted.copy(store.blobs.path(file.source.sha256), file.part, staging / name) != file.blob.sha256:
+                raise DamagedBlobError(file.source, "damaged")
         (staging / MANIFEST).write_bytes(manifest)
         for name in absent:
             (staging / name).replace(folder / name)
@@ -109,9 +152,8 @@ def _read_manifest(folder: Path) -> dict[str, str]:
         if not _is_plain(folder / MANIFEST):
             return {}
         artifacts = json.loads((folder / MANIFEST).read_bytes())["artifacts"]
-        return {
-            entry["file"]: entry["sha256"] for entry in artifacts.values() if entry["file"] in (*FILES.values(), TFLITE)
-        }
+        names = {TFLITE, *FILES.values(), *(parted.data_name(FILES[name]) for name in _MAY_BE_PARTED)}
+        return {entry["file"]: entry["sha256"] for entry in artifacts.values() if entry["file"] in names}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
@@ -127,7 +169,13 @@ def _built_on(graph: Graph, result: TargetResult, store: Store) -> dict[str, Any
     return None
 
 
-def _manifest_text(graph: Graph, recipe: RecipePlan, result: TargetResult, device: Mapping[str, Any] | None) -> str:
+def _manifest_text(
+    graph: Graph,
+    recipe: RecipePlan,
+    result: TargetResult,
+    placed: Mapping[str, _File],
+    device: Mapping[str, Any] | None,
+) -> str:
     """The manifest: made from keys and records, so that the same results always give the same text."""
     target = result.plan.target
     tools: dict[str, str | None] = {"trtrecipe": __version__}
@@ -161,9 +209,7 @@ def _manifest_text(graph: Graph, recipe: RecipePlan, result: TargetResult, devic
         },
         "status": "pending" if result.status == "pending" else "complete",
         "evaluated": result.plan.evaluates if "evaluated" in result.metrics else None,
-        "artifacts": {
-            name: {"file": _files(result)[name], **asdict(blob)} for name, blob in sorted(result.artifacts.items())
-        },
+        "artifacts": {name: {"file": file.name, **asdict(file.blob)} for name, file in sorted(placed.items())},
         "metrics": result.metrics,
         "gates": [asdict(gate) for gate in result.gates],
         "search": result.search,

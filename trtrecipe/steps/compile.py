@@ -79,11 +79,17 @@ def run(
     elif params.builder == "tensorrt":
         notes = _tensorrt(params, inputs, engine)
     elif params.builder == "trtexec":
+        import tempfile
+
+        from trtrecipe import parted
         from trtrecipe.device import build
 
         assert device is not None  # the plan gives a step with this builder a device
-        spec, given = _spec(params, inputs)
-        return build.build(device, key, spec, given, engine, say)
+        with tempfile.TemporaryDirectory(prefix="trtrecipe-") as folder:
+            given = parted.unpack(inputs["onnx"], Path(folder), "model.onnx")
+            if "table" in inputs:
+                given["calibration.table"] = inputs["table"]
+            return build.build(device, key, _spec(params, inputs), given, engine, say)
     elif params.builder == "tflite":
         notes = _tflite(params, inputs, engine)
     else:
@@ -94,9 +100,9 @@ def run(
     return {"size": engine.stat().st_size, "notes": notes}
 
 
-def _spec(params: Params, inputs: Mapping[str, Path]) -> tuple[BuildSpec, dict[str, Path]]:
-    """What trtexec or TensorRT's Python API is told, and the files that it speaks of: shapes from the graph, the layers
-    that stay in another precision than their network."""
+def _spec(params: Params, inputs: Mapping[str, Path]) -> BuildSpec:
+    """What trtexec or TensorRT's Python API is told: shapes from the graph, the layers that stay in another precision
+    than their network."""
     from trtrecipe.engines.tensorrt_build import shapes
     from trtrecipe.graphs import files, keep
     from trtrecipe.targets.buildspec import BuildSpec
@@ -104,9 +110,6 @@ def _spec(params: Params, inputs: Mapping[str, Path]) -> tuple[BuildSpec, dict[s
     assert params.mode is not None
     model = files.load(inputs["onnx"])
     quantized = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
-    given = {"model.onnx": inputs["onnx"]}
-    if "table" in inputs:
-        given["calibration.table"] = inputs["table"]
     spec = BuildSpec(
         onnx="model.onnx",
         engine=OUTPUTS["engine"],
@@ -126,7 +129,7 @@ def _spec(params: Params, inputs: Mapping[str, Path]) -> tuple[BuildSpec, dict[s
         # Q/DQ nodes say what is quantized; a table does not, so there every kept layer needs a word.
         layers = {name: each for name, each in kept.items() if "table" in inputs or each != default}
         spec = replace(spec, layers=layers)
-    return spec, given
+    return spec
 
 
 def _tensorrt(params: Params, inputs: Mapping[str, Path], engine: Path) -> list[str]:
@@ -138,8 +141,7 @@ def _tensorrt(params: Params, inputs: Mapping[str, Path], engine: Path) -> list[
     from trtrecipe.graphs import files
     from trtrecipe.quant import table
 
-    spec, _ = _spec(params, inputs)
-    spec = replace(spec, engine=str(engine), timing_cache=None, verbose=False)
+    spec = replace(_spec(params, inputs), engine=str(engine), timing_cache=None, verbose=False)
     with tempfile.TemporaryDirectory(prefix="trtrecipe-") as folder:
         if spec.table is not None:
             spec = replace(spec, table=str(Path(folder) / spec.table))

@@ -76,7 +76,7 @@ def _open(params: Params, inputs: Mapping[str, Path]) -> Engine:
     from trtrecipe.graphs import files
     from trtrecipe.graphs.rounded import rounded
 
-    return OrtEngine(rounded(files.load(inputs["onnx"])).SerializeToString(deterministic=True))
+    return OrtEngine(rounded(files.load(inputs["onnx"])))
 
 
 def _size(params: Params, graph: Any) -> int:

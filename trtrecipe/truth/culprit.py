@@ -164,14 +164,14 @@ def _compare(
     return verdicts
 
 
-def _with_outputs(model: ModelProto, names: list[str]) -> bytes:
+def _with_outputs(model: ModelProto, names: list[str]) -> ModelProto:
     present = {value.name for value in model.graph.output}
     changed = ModelProto()
     changed.CopyFrom(model)
     for name in names:
         if name not in present:
             changed.graph.output.add(name=name)  # ONNX Runtime finds its type
-    return bytes(changed.SerializeToString())
+    return changed
 
 
 def _plain(value: Array) -> npt.NDArray[np.float32]:

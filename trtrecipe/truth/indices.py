@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
+from onnx import GraphProto, NodeProto, TensorProto
 
 from trtrecipe.graphs.edit import attribute, subgraphs, uses
+from trtrecipe.graphs.values import array_of
 
 _PASSES_ON = {
     "Cast", "Concat", "Expand", "Flatten", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Tile",
@@ -64,7 +65,7 @@ def _length(node: NodeProto, sizes: Mapping[str, list[int]], constants: Mapping[
     """How many entries the node's indices choose from; None where the graph does not say."""
     if node.op_type == "OneHot":
         depth = constants.get(node.input[1])
-        return None if depth is None else int(numpy_helper.to_array(depth).reshape(-1)[0])
+        return None if depth is None else int(array_of(depth).reshape(-1)[0])
     dims = sizes.get(node.input[0])
     if node.op_type not in ("Gather", "GatherElements") or not dims:
         return None

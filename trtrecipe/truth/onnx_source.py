@@ -30,7 +30,7 @@ def of_file(given: Path | ModelProto, exported: ModelProto, side: EngineSide) ->
     if _types(interface(model), {**side.inputs, **side.outputs}) != _types(interface(exported), {}):
         return Source(before, None, (f"{before} could not be compared with the export: it takes other types",))
     try:
-        engine = OrtEngine(given if isinstance(given, Path) else given.SerializeToString(), threads=0)
+        engine = OrtEngine(given, threads=0)
     except StepError as error:
         return Source(before, None, (f"{before} could not be compared with the export: {error.message}",))
     return as_engine(Source(f"{before} computes", engine.run), side)
