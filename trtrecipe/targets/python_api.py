@@ -21,8 +21,8 @@ from trtrecipe.targets.buildspec import BuildSpec, check
 
 Version = tuple[int, ...]
 
-NEWEST = {"tensorrt": "11.4", "tensorrt_rtx": "1.7"}
-"""Module → the newest release whose names are known; it also serves newer ones of its major version."""
+NEWEST = {"tensorrt": ("8.6", "9.3", "10.16", "11.4"), "tensorrt_rtx": ("1.7",)}
+"""Module → the newest release of each major version whose names are known; newer ones of its major are taken for it."""
 
 
 @dataclass(frozen=True)
@@ -180,16 +180,17 @@ def _lacking(spec: BuildSpec, module: str, release: Version) -> Iterator[Problem
 
 
 def served(module: str, version: str) -> Version:
-    """major.minor of the version. Raises `InputError` where the API of that release is not used here."""
+    """The release as whose API that of the version is used. Raises `InputError` where it is not used here."""
     found = _numbers(".".join(version.split(".")[:2]))
-    served = SPANS[module][""]
-    if found not in served:
+    first = SPANS[module][""].first
+    if found < _numbers(first):
         hint = "build with that release's trtexec instead" if module == "tensorrt" else None
-        message = f"trtrecipe cannot use {_named(module, found)}: the first that it can is {served.first}"
+        message = f"trtrecipe cannot use {_named(module, found)}: the first that it can is {first}"
         raise InputError.of(message, hint)
-    if found[0] > _numbers(NEWEST[module])[0]:
-        raise InputError.of(f"what {_named(module, found)} accepts is not known", f"newest known: {NEWEST[module]}")
-    return found
+    for newest in map(_numbers, NEWEST[module]):
+        if newest[0] == found[0]:
+            return min(found, newest)
+    raise InputError.of(f"what {_named(module, found)} accepts is not known", f"newest known: {NEWEST[module][-1]}")
 
 
 def _named(module: str, release: Sequence[int]) -> str:
