@@ -358,6 +358,67 @@ def temperatures(root: str) -> Dict[str, float]:
     return found
 
 
+def conditions(root: str, ask: bool = True) -> Json:
+    """What a measurement depends on: "power_mode", "clocks", "temperatures", "power": rail → mW, "events": counts of
+    throttling for current since the start, "cooling": devices that cool by slowing down → their state above 0.
+
+    `ask`: ask tegrastats too where no rail is readable, which takes a while. Sources: kernel.org Documentation/hwmon/
+    ina3221.rst and driver-api/thermal/sysfs-api.rst; Jetson Linux Developer Guide, "oc*_event_cnt".
+    """
+    cooling = {}
+    for folder in sorted(glob.glob(os.path.join(root, "sys/class/thermal/cooling_device*"))):
+        kind, state = first_line(folder, "type"), number_of(folder, "cur_state")
+        if kind and "fan" not in kind and state:
+            cooling[kind] = state
+    events = {}
+    for path in sorted(glob.glob(os.path.join(root, "sys/class/hwmon/hwmon*/oc*_event_cnt"))):
+        events[os.path.basename(path).partition("_")[0]] = number_of(root, path) or 0
+    return {
+        "power_mode": power_mode(root),
+        "clocks": clocks(root),
+        "temperatures": temperatures(root),
+        "power": rails(root) or (tegrastats(root) if ask else {}),
+        "events": events,
+        "cooling": cooling,
+    }
+
+
+def rails(root: str) -> Dict[str, int]:
+    """Milliwatts by rail of the INA3221 monitors: as hwmon shows them, and as L4T 32's own driver does."""
+    found = {}
+    drivers = os.path.join(root, "sys/bus/i2c/drivers")
+    for path in sorted(glob.glob(drivers + "/ina3221*/*/hwmon/hwmon*/in[123]_label")):
+        name, folder, channel = first_line(root, path), os.path.dirname(path), os.path.basename(path)[2]
+        millivolts = number_of(folder, "in{}_input".format(channel))
+        milliamperes = number_of(folder, "curr{}_input".format(channel))
+        if name and millivolts is not None and milliamperes is not None:
+            found[name] = millivolts * milliamperes // 1000
+    for path in sorted(glob.glob(drivers + "/ina3221x/*/iio*device*/rail_name_*")):
+        name, milliwatts = first_line(root, path), number_of(os.path.dirname(path), "in_power{}_input".format(path[-1]))
+        if name and milliwatts is not None:
+            found[name] = milliwatts
+    return found
+
+
+def tegrastats(root: str) -> Dict[str, int]:
+    """Milliwatts by rail as the first line of tegrastats has them: "VDD_IN 4012mW/4012mW", older ones without units."""
+    path = os.path.join(root, "usr/bin/tegrastats")
+    if not os.access(path, os.X_OK):
+        return {}
+    process = subprocess.Popen(
+        [path, "--interval", "100"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline() if select.select([process.stdout], [], [], 3)[0] else b""
+    finally:
+        process.kill()
+        process.stdout.close()
+        process.wait()
+    found = re.findall(r"\b([A-Z][A-Z0-9_]+) (\d+)(?:mW)?/\d+(?:mW)?(?=\s|$)", line.decode("utf-8", "replace"))
+    return {name: int(milliwatts) for name, milliwatts in found}
+
+
 def find_trtexec(root: str, given: Optional[str]) -> Optional[Json]:
     """Path, size and digest of the trtexec that builds: the one asked for, JetPack's own, or the first in PATH."""
     paths = [given] if given else [os.path.join(root, "usr/src/tensorrt/bin/trtexec"), shutil.which("trtexec")]
@@ -468,12 +529,15 @@ def run(request: Json) -> Json:
     less while memory runs out; "outputs": {"engine": name, ...} to be kept by content; "table": the name of a
     calibration table, of whose tensors none may be without a scale; "timing_cache": {"name", "file"} or
     absent; "seconds": limit of all attempts together; "space": bytes to be left on the disk; "lock": the device's lock;
-    "every": seconds between signs of life; "fresh": run even where a finished run could be collected.
+    "every": seconds between signs of life; "fresh": run even where a finished run could be collected; "conditions":
+    true where those of the run are to be told; "root" of the files that they are read from.
 
     → "ok", "outputs": role → {"sha256", "size"}, "attempts": [{"workspace", "outcome", "status", "signal", "seconds"}],
     "seconds", "waited", "layers", "timing_cache": {"before", "after"}, "collected" (it was built by an earlier call),
-    "log": the end of trtexec's log; where not ok, "reason" (memory, timeout, disk, spoiled, version, trtexec, lost) and
-    "message". Errors "missing" and "damaged" list digests to be staged again, "space", "trtexec", "lock", "died".
+    "conditions": {"before", "after": as `conditions` has them, "during": as `summary` has it}, "log": the end of
+    trtexec's log; where not ok, "reason" (memory, timeout, disk, spoiled, version, trtexec, lost, or what a job of
+    this interpreter said) and "message". Errors "missing" and "damaged" list digests to be staged again, "space",
+    "trtexec", "lock", "died".
     """
     cache = cache_folder(request)
     job = os.path.join(cache, "jobs", checked(request["key"], DIGEST, "key"))
@@ -650,6 +714,14 @@ class Log:
             self.out.write(text.encode("utf-8", "replace"))
         self.out.close()
 
+    def error(self) -> Optional[Json]:
+        """The last word of a program that speaks as the agent does, where that is an error."""
+        try:
+            said = json.loads(self.tail[-1]) if self.tail else None
+        except ValueError:
+            return None
+        return said if isinstance(said, dict) and said.get("event") == "error" else None
+
     def out_of_memory(self) -> bool:
         """Whether the last that was said is of memory. A tactic skipped for it long before the end is no failure."""
         return any(MEMORY.search(line) for line in self.tail[-2 * WORDS :] if "] [W] " not in line[:40])
@@ -682,6 +754,25 @@ def in_mib(size: int) -> str:
     return str(size // MIB) if size % MIB == 0 else "{:.20f}".format(size / MIB).rstrip("0")
 
 
+def summary(looks: List[Json]) -> Json:
+    """Of `conditions` seen during a run, about one a second: "looks", their number; of "clocks" [least, most] current
+    Hz, of "power" the mean mW, of "cooling" the highest state."""
+
+    def seen(part: str, field: Optional[str] = None) -> Dict[str, List[int]]:
+        found = {}  # type: Dict[str, List[int]]
+        for look in looks:
+            for name, value in look[part].items():
+                found.setdefault(name, []).append(value.get(field, 0) if field else value)
+        return found
+
+    return {
+        "looks": len(looks),
+        "clocks": {name: [min(values), max(values)] for name, values in seen("clocks", "cur").items()},
+        "power": {name: sum(values) // len(values) for name, values in seen("power").items()},
+        "cooling": {name: max(values) for name, values in seen("cooling").items()},
+    }
+
+
 class Runner:
     """One job, in the process that outlives the connection."""
 
@@ -694,6 +785,8 @@ class Runner:
         self.noted = self.waited = 0.0
         self.python = request.get("program") == "python"
         self.program = "python" if self.python else "trtexec"
+        self.root = request.get("root") or "/"
+        self.looks: List[Json] = []
 
     def run(self) -> None:
         """Do it all, and leave a result whatever happens."""
@@ -701,7 +794,12 @@ class Runner:
             write_json("state.json", self.state)
             self.note("waiting for the device")
             with self.device() as lock:
+                told = self.request.get("conditions")
+                before = conditions(self.root) if told else None
                 result = self.attempts(lock)
+                if told:
+                    after = conditions(self.root)
+                    result["conditions"] = {"before": before, "after": after, "during": summary(self.looks)}
         except Failure as failure:
             result = dict(failure.more, ok=False, reason=failure.reason, message=failure.message)
         except EnvironmentError as error:
@@ -826,6 +924,8 @@ class Runner:
                 self.kill(process.pid, signal.SIGKILL if timed_out else signal.SIGTERM)
                 timed_out, deadline = True, time.time() + GRACE
             if time.time() - self.noted >= 1:
+                if self.request.get("conditions"):
+                    self.looks.append(conditions(self.root, ask=False))
                 self.note(doing, workspace=size, layers=len(log.layers), layer=log.layer,
                           seconds=int(time.time() - self.began))  # fmt: skip
         if rest:
@@ -849,6 +949,9 @@ class Runner:
         free = free_bytes(self.job)
         if free < LITTLE_SPACE:
             return Failure("disk", "the disk of {} is full".format(self.job))
+        said = log.error() if status and self.python else None
+        if said:
+            return Failure(said["reason"], said["message"])
         if status:
             if status in (-signal.SIGKILL, 128 + signal.SIGKILL) or log.out_of_memory():
                 return Failure("memory", "the device ran out of memory")
