@@ -33,7 +33,7 @@ import stat
 import subprocess
 import sys
 import time
-from typing import Any, BinaryIO, Dict, Iterator, List, Optional, Set, Tuple
+from typing import Any, BinaryIO, Callable, Dict, Iterator, List, Optional, Set, Tuple
 
 Json = Dict[str, Any]
 
@@ -519,7 +519,7 @@ def send(request: Json) -> Json:
 # run
 
 
-def run(request: Json) -> Json:
+def run(request: Json, hear: Callable[..., None] = say) -> Json:
     """Run trtexec, to build an engine say, or follow or collect the run of the same key.
 
     "key"; "files": name → sha256, laid into the job's folder; "trtexec": path, "trtexec_sha256"; "tensorrt": version
@@ -555,11 +555,11 @@ def run(request: Json) -> Json:
             collected = False
     finally:
         os.close(handle)  # the runner has it too, and holds the lock by it
-    result = follow(job, float(request.get("every") or 10))
+    result = follow(job, float(request.get("every") or 10), hear)
     if result is not None:
         return deliver(job, result, collected)
     if collected:  # another follower was told of a failure, or the runner was killed: begin anew
-        return run(request)
+        return run(request, hear)
     raise Failure("died", "the build ended without a result: was it killed?")
 
 
@@ -646,7 +646,7 @@ def start_runner(cache: str, job: str, request: Json, handle: int) -> None:
         os._exit(0)
 
 
-def follow(job: str, every: float) -> Optional[Json]:
+def follow(job: str, every: float, hear: Callable[..., None]) -> Optional[Json]:
     """Repeat what the runner notes until its result is there, or the runner is gone without one."""
     handle = os.open(os.path.join(job, "runner.lock"), os.O_RDWR | os.O_CLOEXEC)
     seen, said = None, time.time()
@@ -659,7 +659,7 @@ def follow(job: str, every: float) -> Optional[Json]:
             progress = read_json(os.path.join(job, "progress.json"))
             if progress is not None and (progress != seen or time.time() - said >= every):
                 seen, said = progress, time.time()
-                say("progress", **progress)
+                hear("progress", **progress)
             time.sleep(0.05)
     finally:
         os.close(handle)
