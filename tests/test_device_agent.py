@@ -581,8 +581,10 @@ def test_a_runner_that_is_killed_leaves_no_trtexec_behind(device: Device) -> Non
     job = device.cache / "jobs" / KEY
     wait_for(lambda: device.calls("hang"))
     state = json.loads((job / "state.json").read_text())
+    child.kill()  # and with it the connection: nobody sees what follows
+    child.communicate()
     os.kill(state["runner"], signal.SIGKILL)
-    assert device.end(child)[-1]["reason"] == "died"
+    wait_for(lambda: not alive(state["runner"]))
     assert alive(state["trtexec"])
     with (device.folder / "device.lock").open() as lock, pytest.raises(BlockingIOError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -591,6 +593,84 @@ def test_a_runner_that_is_killed_leaves_no_trtexec_behind(device: Device) -> Non
     result = device.ask(device.request(key="cd" * 32))
     assert result["ok"]
     assert not alive(state["trtexec"])
+
+
+def test_who_follows_a_runner_that_is_killed_is_told_and_ends_its_trtexec(device: Device) -> None:
+    device.faults(hang=True)
+    child = device.start(device.request())
+    wait_for(lambda: device.calls("hang"))
+    state = json.loads((device.cache / "jobs" / KEY / "state.json").read_text())
+    os.kill(state["runner"], signal.SIGKILL)
+    assert device.end(child)[-1]["reason"] == "died"
+    wait_for(lambda: not alive(state["trtexec"]))
+
+
+def test_a_process_that_has_the_number_of_an_earlier_boots_is_left_alone(device: Device) -> None:
+    """After a power cut: notes of processes whose numbers others have by now, and half of a file."""
+    bystander = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        job = device.cache / "jobs" / KEY
+        other = device.cache / "jobs" / ("ef" * 32)
+        start = "00000000-0000-0000-0000-000000000000 1234"
+        state = {"runner": bystander.pid, "runner_start": start, "trtexec": bystander.pid, "trtexec_start": start}
+        for folder in (job, other):
+            folder.mkdir(parents=True)
+            (folder / "runner.lock").touch()
+            (folder / "state.json").write_text(json.dumps(state))
+        (job / "result.json").write_text('{"ok": true, "outp')
+        (job / "progress.json").write_text("")
+        assert device.ask(device.request())["ok"]
+        assert alive(bystander.pid)
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+RUBBISH = {
+    "a folder for a stored file": ("cas/{engine}", None),
+    "a folder for an arriving file": ("incoming/{model}", None),
+    "a folder for the timing cache": ("timing/orin-8.5.2", None),
+    "a file for the job's folder": ("jobs/{key}", b"rubbish"),
+    "a folder for the job's lock": ("jobs/{key}/runner.lock", None),
+    "a folder for the result": ("jobs/{key}/result.json", None),
+    "a file among the jobs": ("jobs/notes.txt", b"rubbish"),
+    "a result without outputs": ("jobs/{key}/result.json", b'{"ok": true}'),
+    "a result of another form": ("jobs/{key}/result.json", b'{"ok": true, "outputs": {"engine": [1]}}'),
+    "a failure without a reason": ("jobs/{key}/result.json", b'{"ok": false}'),
+    "half a state": ("jobs/{key}/state.json", b'{"runner": 1, "runner_st'),
+    "a state of another form": ("jobs/{key}/state.json", b'{"runner_start": "x", "trtexec": "y"}'),
+}
+
+
+@pytest.mark.parametrize("what", RUBBISH)
+def test_rubbish_in_the_cache_is_cleared_away(device: Device, what: str) -> None:
+    name, data = RUBBISH[what]
+    path = device.cache / name.format(key=KEY, model="ab" * 32, engine="cd" * 32)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if data is None:
+        (path / "deeper").mkdir(parents=True)
+    else:
+        path.write_bytes(data)
+    assert device.ask(device.request() | {"keep": {"bytes": 0, "seconds": 3600}})["ok"]
+    assert "untidy" not in device.ask(device.request())
+    assert device.ask({"op": "gc", "keep_seconds": 3600}).get("event") == "result"
+    if what == "a folder for an arriving file":
+        data = b"a model"
+        entry = {"sha256": sha256(data), "size": len(data)}
+        (device.cache / "incoming" / entry["sha256"]).mkdir()
+        (device.cache / "cas" / entry["sha256"]).mkdir()
+        assert device.ask({"op": "receive", **entry}, data)["sha256"] == entry["sha256"]
+
+
+def test_a_timing_cache_that_trtexec_refuses_is_made_anew(device: Device) -> None:
+    assert device.ask(device.request())["ok"]
+    stored = device.cache / "timing" / "orin-8.5.2"
+    stored.write_bytes(b"rubbish")
+    device.faults(refuse_timing=True)
+    result = device.ask(device.request(key="cd" * 32))
+    assert [entry["outcome"] for entry in result["attempts"]] == ["trtexec", "built"]
+    assert result["timing_cache"]["before"] is None
+    assert stored.read_bytes() == b"timed\n"
 
 
 def test_who_waits_for_the_device_is_told(device: Device) -> None:
@@ -618,10 +698,14 @@ def test_a_build_can_be_cancelled(device: Device) -> None:
     device.faults(hang=True)
     child = device.start(device.request())
     wait_for(device.calls)
-    assert device.ask({"op": "cancel", "key": KEY})["cancelled"]
-    child.wait()
+    again = device.start(device.request())  # a second follower, as after a dropped connection, begins nothing anew
+    assert again.stdout is not None and again.stdout.readline()
+    [ended] = device.ask({"op": "cancel"})["cancelled"]
+    assert ended["key"] == KEY and ended["seconds"] >= 0
+    assert {device.end(each)[-1]["reason"] for each in (child, again)} == {"cancelled"}
     wait_for(lambda: not alive(device.calls()[0]["pid"]))
-    assert not device.ask({"op": "cancel", "key": KEY})["cancelled"]
+    assert len(device.calls()) == 1
+    assert device.ask({"op": "cancel", "key": KEY})["cancelled"] == device.ask({"op": "cancel"})["cancelled"] == []
     device.faults()
     assert device.ask(device.request())["ok"]
 

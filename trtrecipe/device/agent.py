@@ -46,6 +46,8 @@ WORDS = 25
 """Lines of trtexec's that a failure repeats."""
 GRACE = 5.0
 """Seconds between SIGTERM and SIGKILL; trtexec is deaf to the first while it times kernels."""
+SILENCE = 120
+"""Seconds without a byte after which a connection that sends a file is taken for dead."""
 MIB = 1 << 20
 GIB = 1 << 30
 SMALLEST_WORKSPACE = 32 * MIB
@@ -60,11 +62,21 @@ MEMORY = re.compile(
     r"|Requested amount of GPU memory|Cannot allocate memory|^Killed\b"
 )
 TIMING = re.compile(r"-{5,} Timing Runner: (.*?)(?: \([^()]*(?:\[[^\]]*\])?\))?$")
+BAD_TIMING = re.compile(r"\] \[[EW]\] .*([Tt]iming ?[Cc]ache)", re.DOTALL)
+"""What is said of a timing cache that cannot be used."""
 BANNER = re.compile(r"&&&& [A-Z]+ TensorRT\.trtexec \[TensorRT v(\d+)\]")
 SPOILED = re.compile("no shapes were provided. Automatically overriding shape")
 """What trtexec says, and goes on, when it builds something else than was asked for."""
 UNSCALED = re.compile("Missing scale and zero-point for tensor (.+?), expect")
 """What TensorRT says of a tensor that it finds no scale of: the layers around it do not run in INT8."""
+PLACED = re.compile(r"\[(Dla|Gpu)Layer\] (.+?),?\s*$")
+"""How TensorRT lists what runs where: as [I] up to 8.6, as [V] in 10.3, GPU layers behind their type from 8.4 on.
+Seen in github.com/NVIDIA-AI-IOT/jetson_dla_tutorial README.md (8.4), in users' logs of 8.2.1 (Nano) and of 10.3.0
+(AGX Orin, `--verbose`)."""
+NOT_ON_DLA = re.compile(r"[Ll]ayer '?(.+?)'? is not supported on DLA(?!,? *falling back)")
+"""What ends a build without GPU fallback: "Layer 'x' is not supported on DLA but GPU fallback is not enabled" (10.3)."""
+PARTS_KEPT = 400
+"""Names that are kept of what runs on DLA, and as many of what runs on the GPU."""
 
 
 class Failure(Exception):
@@ -122,11 +134,19 @@ def write_json(path: str, value: Json) -> None:
 
 
 def remove(path: str) -> None:
+    """Whatever is there: in the cache a folder in a file's place is rubbish too."""
     try:
-        os.unlink(path)
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        else:
+            os.unlink(path)
     except OSError as error:
         if error.errno != errno.ENOENT:
             raise
+
+
+def is_full(error: EnvironmentError) -> bool:
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def free_bytes(path: str) -> int:
@@ -140,9 +160,10 @@ def free_bytes(path: str) -> int:
 def size_of(path: str) -> int:
     """Bytes of a file, -1 where there is none."""
     try:
-        return os.stat(path).st_size
+        found = os.stat(path)
     except OSError:
         return -1
+    return found.st_size if stat.S_ISREG(found.st_mode) else -1
 
 
 def cache_folder(request: Json) -> str:
@@ -167,6 +188,8 @@ def adopt_file(cache: str, path: str, digest: str) -> str:
         os.fsync(source.fileno())
     os.chmod(path, 0o400)
     stored = os.path.join(cache, "cas", digest)
+    if size_of(stored) < 0:
+        remove(stored)
     os.rename(path, stored)
     return stored
 
@@ -223,7 +246,7 @@ def end_orphans(cache: str) -> None:
     """End every trtexec that lost its runner: nobody would watch its time or take its engine."""
     for path in glob.glob(os.path.join(cache, "jobs", "*", "state.json")):
         state = read_json(path) or {}
-        if state.get("runner_start") and started_at(state["runner"]) != state["runner_start"]:
+        if state.get("runner_start") and started_at(state.get("runner", 0)) != state["runner_start"]:
             kill_group(state)
 
 
@@ -256,6 +279,19 @@ def probe(request: Json) -> Json:
         "python": "{}.{}.{}".format(*sys.version_info[:3]),
         "machine": os.uname().machine,
         "cache": cache,
+    }
+
+
+def shown(root: str, trtexec: str) -> Json:
+    """The part of a probe that an engine depends on."""
+    packages = installed(root)
+    return {
+        "model": first_line(root, "proc/device-tree/model"),
+        "l4t": l4t(root, packages),
+        "tensorrt": tensorrt(root, packages),
+        "cuda": cuda(root, packages),
+        "memory": memory(root),
+        "trtexec": find_trtexec(root, trtexec),
     }
 
 
@@ -460,6 +496,8 @@ def receive(request: Json) -> Json:
     cache, digest = cache_folder(request), checked(request["sha256"], DIGEST, "digest")
     size, offset = int(request["size"]), int(request.get("offset") or 0)
     path = os.path.join(cache, "incoming", digest)
+    if size_of(path) < 0:
+        remove(path)
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with os.fdopen(handle, "r+b") as out:
         if (
@@ -474,13 +512,21 @@ def receive(request: Json) -> Json:
         out.seek(offset)
         out.truncate()
         left = size - offset
-        while left:
-            block = sys.stdin.buffer.read(min(CHUNK, left))
-            if not block:
-                raise Failure("short", "{} bytes of {} did not come".format(left, digest))
-            out.write(block)
-            left -= len(block)
-        out.flush()
+        try:
+            while left:
+                # A connection that is dead and does not know would keep the file from the next one: end with it.
+                signal.alarm(SILENCE)
+                block = sys.stdin.buffer.read1(min(CHUNK, left))
+                signal.alarm(0)
+                if not block:
+                    raise Failure("short", "{} bytes of {} did not come".format(left, digest))
+                out.write(block)
+                left -= len(block)
+            out.flush()
+        except EnvironmentError as error:
+            if is_full(error):
+                remove(path)  # nobody is helped by half a file on a full disk
+            raise
         return admit(cache, digest, size)
 
 
@@ -528,28 +574,34 @@ def run(request: Json, hear: Callable[..., None] = say) -> Json:
     "bytes", "total", "available"}: bytes asked for, null for a part of what is free (`sizes`), tried with less and
     less while memory runs out; "outputs": {"engine": name, ...} to be kept by content; "table": the name of a
     calibration table, of whose tensors none may be without a scale; "timing_cache": {"name", "file"} or
-    absent; "seconds": limit of all attempts together; "space": bytes to be left on the disk; "lock": the device's lock;
+    absent; "placement": whether to tell what runs on DLA; "seconds": limit of all attempts together; "space": bytes to be left on the disk; "lock": the device's lock;
     "every": seconds between signs of life; "fresh": run even where a finished run could be collected; "conditions":
-    true where those of the run are to be told; "root" of the files that they are read from.
+    true where those of the run are to be told; "root" of the files that they are read from; "keep": {"bytes",
+    "seconds"} of the cache (`gc`).
 
     → "ok", "outputs": role → {"sha256", "size"}, "attempts": [{"workspace", "outcome", "status", "signal", "seconds"}],
     "seconds", "waited", "layers", "timing_cache": {"before", "after"}, "collected" (it was built by an earlier call),
+    "placement": {"dla", "gpu": {"count", "names": of the first 400}}, "shown": what an engine depends on, as `probe` has
+    it, when it was done; "untidy": why `gc` failed;
     "conditions": {"before", "after": as `conditions` has them, "during": as `summary` has it}, "log": the end of
     trtexec's log; where not ok, "reason" (memory, timeout, disk, spoiled, version, trtexec, lost, or what a job of
     this interpreter said) and "message". Errors "missing" and "damaged" list digests to be staged again, "space",
-    "trtexec", "lock", "died".
+    "trtexec", "lock", "died", "cancelled".
     """
     cache = cache_folder(request)
     job = os.path.join(cache, "jobs", checked(request["key"], DIGEST, "key"))
+    if not os.path.isdir(job):
+        remove(job)
     os.makedirs(job, mode=0o700, exist_ok=True)
     collected = True
-    handle = os.open(os.path.join(job, "runner.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    handle = open_runner_lock(job)
     try:
         if try_lock(handle):
             done = finished(cache, job)
             if done is not None and not request.get("fresh"):
                 return deliver(job, done, True)
             clean(job)
+            os.utime(handle, None)  # since when it runs
             prepare(cache, job, request)
             start_runner(cache, job, request, handle)
             collected = False
@@ -558,21 +610,36 @@ def run(request: Json, hear: Callable[..., None] = say) -> Json:
     result = follow(job, float(request.get("every") or 10), hear)
     if result is not None:
         return deliver(job, result, collected)
+    if os.path.exists(os.path.join(job, "cancelled.json")):
+        raise Failure("cancelled", "it was cancelled")
     if collected:  # another follower was told of a failure, or the runner was killed: begin anew
         return run(request, hear)
-    raise Failure("died", "the build ended without a result: was it killed?")
+    kill_group(read_json(os.path.join(job, "state.json")) or {})
+    if free_bytes(job) < LITTLE_SPACE:
+        raise Failure("disk", "the disk of {} is full".format(job))
+    raise Failure("died", "it ended without a result: was it killed?")
+
+
+def open_runner_lock(job: str) -> int:
+    path = os.path.join(job, "runner.lock")
+    if os.path.isdir(path):
+        remove(path)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def finished(cache: str, job: str) -> Optional[Json]:
     """The result of an earlier build that nobody has seen, or that is good and still whole."""
     result = read_json(os.path.join(job, "result.json"))
-    if result is None or not result.get("ok"):
+    try:
+        if result is None or (not result["ok"] and result["reason"] and result["message"]):
+            return result
+        for output in result["outputs"].values():
+            stored = os.path.join(cache, "cas", output["sha256"])
+            if size_of(stored) != output["size"] or file_sha256(stored) != output["sha256"]:
+                return None
         return result
-    for output in result["outputs"].values():
-        stored = os.path.join(cache, "cas", output["sha256"])
-        if size_of(stored) != output["size"] or file_sha256(stored) != output["sha256"]:
-            return None
-    return result
+    except (AttributeError, KeyError, TypeError):
+        return None  # not what a runner wrote
 
 
 def deliver(job: str, result: Json, collected: bool) -> Json:
@@ -588,8 +655,7 @@ def clean(job: str) -> None:
     kill_group(read_json(os.path.join(job, "state.json")) or {})
     for name in os.listdir(job):
         if name != "runner.lock":
-            path = os.path.join(job, name)
-            shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else remove(path)
+            remove(os.path.join(job, name))
 
 
 def prepare(cache: str, job: str, request: Json) -> None:
@@ -648,8 +714,8 @@ def start_runner(cache: str, job: str, request: Json, handle: int) -> None:
 
 def follow(job: str, every: float, hear: Callable[..., None]) -> Optional[Json]:
     """Repeat what the runner notes until its result is there, or the runner is gone without one."""
-    handle = os.open(os.path.join(job, "runner.lock"), os.O_RDWR | os.O_CLOEXEC)
-    seen, said = None, time.time()
+    handle = open_runner_lock(job)
+    seen, said = None, time.monotonic()
     try:
         while True:
             over = try_lock(handle)  # looked at before the result: a runner writes that first, and then ends
@@ -657,8 +723,8 @@ def follow(job: str, every: float, hear: Callable[..., None]) -> Optional[Json]:
             if over:
                 return result
             progress = read_json(os.path.join(job, "progress.json"))
-            if progress is not None and (progress != seen or time.time() - said >= every):
-                seen, said = progress, time.time()
+            if progress is not None and (progress != seen or time.monotonic() - said >= every):
+                seen, said = progress, time.monotonic()
                 hear("progress", **progress)
             time.sleep(0.05)
     finally:
@@ -685,12 +751,24 @@ class Log:
         self.layer: Optional[str] = None
         self.banner: Optional[str] = None
         self.spoiled: Optional[str] = None
+        self.not_on_dla: Optional[str] = None
+        self.placement: Json = {where: {"count": 0, "names": []} for where in ("dla", "gpu")}
+
+    def place(self, line: str) -> None:
+        """Note where a part of the engine runs."""
+        placed = PLACED.search(line)
+        if placed:
+            listed = self.placement[placed.group(1).lower()]
+            listed["count"] += 1
+            if listed["count"] <= PARTS_KEPT:
+                listed["names"].append(placed.group(2))
 
     def add(self, line: str) -> None:
         timing = TIMING.search(line)
         if timing:
             self.layer = timing.group(1)
             self.layers.add(self.layer)
+        self.place(line)
         if "] [V] " in line[:40]:
             return
         banner = BANNER.search(line)
@@ -698,6 +776,8 @@ class Log:
         unscaled = UNSCALED.search(line)
         if SPOILED.search(line) or (unscaled and unscaled.group(1) in self.scaled):
             self.spoiled = line
+        refused = NOT_ON_DLA.search(line)
+        self.not_on_dla = refused.group(1) if refused else self.not_on_dla
         if self.size < LOG_HEAD:
             self.out.write(line.encode("utf-8", "replace") + b"\n")
             self.size += len(line) + 1
@@ -778,7 +858,7 @@ class Runner:
 
     def __init__(self, cache: str, job: str, request: Json) -> None:
         self.cache, self.job, self.request = cache, job, request
-        self.began = time.time()
+        self.began = time.monotonic()  # no clock: a Jetson without a battery sets its own once it has a network
         self.state: Json = {"runner": os.getpid(), "runner_start": started_at(os.getpid())}
         self.tries: List[Json] = []
         self.log: Optional[Log] = None
@@ -803,15 +883,20 @@ class Runner:
         except Failure as failure:
             result = dict(failure.more, ok=False, reason=failure.reason, message=failure.message)
         except EnvironmentError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            result = {"ok": False, "reason": "disk" if full else "lost", "message": str(error)}
+            result = {"ok": False, "reason": "disk" if is_full(error) else "lost", "message": str(error)}
         except Exception as error:  # the one who waits must hear of it
             result = {"ok": False, "reason": "lost", "message": "{}: {}".format(type(error).__name__, error)}
         if not result["ok"]:
             for name in self.request["outputs"].values():
                 remove(name)  # half an engine may be what fills the disk
+        try:
+            tidy(self.cache, self.request.get("keep"))
+        except EnvironmentError as error:  # must not cost a good result
+            result["untidy"] = str(error)
+        if self.request.get("placement") and self.log:
+            result["placement"] = self.log.placement
         log = self.log.tail[-WORDS:] if self.log else []
-        result.update(attempts=self.tries, seconds=round(time.time() - self.began, 3), log=log)
+        result.update(attempts=self.tries, seconds=round(time.monotonic() - self.began, 3), log=log)
         write_json("result.json", result)
 
     @contextlib.contextmanager
@@ -821,23 +906,25 @@ class Runner:
             while not try_lock(lock):
                 end_orphans(self.cache)
                 time.sleep(0.2)
-            self.waited = round(time.time() - self.began, 3)
+            self.waited = round(time.monotonic() - self.began, 3)
             yield lock
         finally:
             os.close(lock)
 
     def note(self, doing: str, **more: Any) -> None:
         write_json("progress.json", dict(more, doing=doing, attempt=len(self.tries) + 1))
-        self.noted = time.time()
+        self.noted = time.monotonic()
 
     def attempts(self, lock: int) -> Json:
         """Try until one succeeds or fails for anything but memory."""
         timing = self.request.get("timing_cache") or {}
         stored = os.path.join(self.cache, "timing", checked(timing["name"], NAME, "name")) if timing else ""
         before = file_sha256(stored) if timing and size_of(stored) >= 0 else None
-        ends = time.time() + float(self.request["seconds"])
+        tries = list(sizes(self.request.get("workspace")))[::-1]
+        ends = time.monotonic() + float(self.request["seconds"])
         failed = Failure("request", "nothing to try")
-        for size in sizes(self.request.get("workspace")):
+        while tries:
+            size = tries.pop()
             if before:
                 shutil.copyfile(stored, timing["file"])
             elif timing:
@@ -848,19 +935,24 @@ class Runner:
                 self.attempt(size, ends, lock)
             except Failure as failure:
                 failed = failure
-                if failure.reason != "memory":
+                if before and self.log and any(BAD_TIMING.search(line) for line in self.log.tail[-WORDS:]):
+                    remove(stored)  # spoiled by a disk, say: every build would fail by it
+                    before = None
+                    tries.append(size)
+                elif failure.reason != "memory":
                     break
                 continue
             after = self.keep_timing(timing["file"], stored) if timing else None
             outputs = {role: self.keep(role, name) for role, name in self.request["outputs"].items()}
             cache = {"before": before, "after": after} if timing else None
             layers = len(self.log.layers) if self.log else 0
-            return {"ok": True, "outputs": outputs, "timing_cache": cache, "waited": self.waited, "layers": layers}
+            made = {"ok": True, "outputs": outputs, "timing_cache": cache, "waited": self.waited, "layers": layers}
+            return dict(made, shown=shown(self.request.get("root") or "/", self.request["trtexec"]))
         raise failed
 
     def attempt(self, size: Optional[int], ends: float, lock: int) -> None:
         """One run of the program, with a workspace of `size`; raises Failure unless it did what was asked for."""
-        started = time.time()
+        started = time.monotonic()
         self.log = log = Log("build.log", scaled(self.request.get("table")))
         outcome = Failure("lost", "{} did not end".format(self.program))
         status: Optional[int] = None
@@ -879,7 +971,7 @@ class Runner:
                 "outcome": outcome.reason,
                 "status": status if killed is None else None,
                 "signal": killed,
-                "seconds": round(time.time() - started, 3),
+                "seconds": round(time.monotonic() - started, 3),
             })  # fmt: skip
 
     def execute(self, size: Optional[int], ends: float, lock: int, log: Log) -> Tuple[int, bool]:
@@ -920,14 +1012,14 @@ class Runner:
                     log.add(line[:LONGEST_LINE].decode("utf-8", "replace").rstrip("\r"))
             elif process.poll() is not None:
                 break  # whoever inherited the pipe has nothing more to say
-            if time.time() > deadline:
+            if time.monotonic() > deadline:
                 self.kill(process.pid, signal.SIGKILL if timed_out else signal.SIGTERM)
-                timed_out, deadline = True, time.time() + GRACE
-            if time.time() - self.noted >= 1:
+                timed_out, deadline = True, time.monotonic() + GRACE
+            if time.monotonic() - self.noted >= 1:
                 if self.request.get("conditions"):
                     self.looks.append(conditions(self.root, ask=False))
                 self.note(doing, workspace=size, layers=len(log.layers), layer=log.layer,
-                          seconds=int(time.time() - self.began))  # fmt: skip
+                          seconds=int(time.monotonic() - self.began))  # fmt: skip
         if rest:
             log.add(rest.decode("utf-8", "replace"))
         process.stdout.close()
@@ -955,6 +1047,8 @@ class Runner:
         if status:
             if status in (-signal.SIGKILL, 128 + signal.SIGKILL) or log.out_of_memory():
                 return Failure("memory", "the device ran out of memory")
+            if log.not_on_dla:
+                return Failure("dla", "DLA does not take {!r}, and GPU fallback is off".format(log.not_on_dla))
             if status < 0:
                 return Failure(self.program, "{} was ended by signal {}".format(self.program, -status))
             return Failure(self.program, "{} failed with status {}".format(self.program, status))
@@ -977,6 +1071,10 @@ class Runner:
         if size_of(name) < 1:
             return None
         digest = file_sha256(name)
+        with open(name, "rb") as source:
+            os.fsync(source.fileno())
+        if size_of(stored) < 0:
+            remove(stored)
         os.rename(name, stored)
         return digest
 
@@ -988,24 +1086,37 @@ def banner_of(version: str) -> str:
 
 
 def cancel(request: Json) -> Json:
-    """Takes "key"; gives "cancelled": whether a build of that key was running; it is no more."""
-    job = os.path.join(cache_folder(request), "jobs", checked(request["key"], DIGEST, "key"))
-    path = os.path.join(job, "runner.lock")
-    if not os.path.exists(path):
-        return {"cancelled": False}
-    handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    """Takes "key", or none for every job in the cache; gives "cancelled": [{"key", "seconds" since it was begun}] of
+    those that were running; they are no more.
+    """
+    cache = cache_folder(request)
+    if request.get("key") is not None:
+        keys = [checked(request["key"], DIGEST, "key")]
+    else:
+        keys = sorted(name for name in os.listdir(os.path.join(cache, "jobs")) if DIGEST.match(name))
+    ended = [{"key": key, "seconds": end_job(os.path.join(cache, "jobs", key))} for key in keys]
+    return {"cancelled": [job for job in ended if job["seconds"] is not None]}
+
+
+def end_job(job: str) -> Optional[int]:
+    """For how many seconds it had been running, None where it was not; whoever follows it is told."""
+    if not os.path.exists(os.path.join(job, "runner.lock")):
+        return None
+    handle = open_runner_lock(job)
     try:
-        running = not try_lock(handle)
-        while running:
-            state = read_json(os.path.join(job, "state.json")) or {}
-            if state.get("runner_start") and started_at(state["runner"]) == state["runner_start"]:
+        if try_lock(handle):
+            return None
+        since = max(0, int(time.time() - os.stat(os.path.join(job, "runner.lock")).st_mtime))
+        write_json(os.path.join(job, "cancelled.json"), {})  # first: a follower may look as soon as the lock is free
+        state: Json = {}
+        while not try_lock(handle):
+            state = read_json(os.path.join(job, "state.json")) or state
+            if state.get("runner_start") and started_at(state.get("runner", 0)) == state["runner_start"]:
                 with contextlib.suppress(OSError):
                     os.kill(state["runner"], signal.SIGKILL)
-            if try_lock(handle):
-                break
             time.sleep(0.05)
-        clean(job)
-        return {"cancelled": running}
+        kill_group(state)
+        return since
     finally:
         os.close(handle)
 
@@ -1021,28 +1132,38 @@ def gc(request: Json) -> Json:
     oldest = time.time() - float(request.get("keep_seconds") or 0)
     removed, freed = 0, 0
     for job in glob.glob(os.path.join(cache, "jobs", "*")):
-        handle = os.open(os.path.join(job, "runner.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if not os.path.isdir(job):
+            remove(job)
+            continue
+        handle = open_runner_lock(job)
         try:
             if os.stat(job).st_mtime <= oldest and try_lock(handle):
                 clean(job)
-                remove(os.path.join(job, "runner.lock"))
-                os.rmdir(job)
+                remove(job)
         finally:
             os.close(handle)
-    stored = [(os.stat(path), path) for path in glob.glob(os.path.join(cache, "cas", "*"))]
-    total = sum(found.st_size for found, _ in stored)
-    stored += [(os.stat(path), path) for path in glob.glob(os.path.join(cache, "incoming", "*"))]
-    stored = [(found, path) for found, path in stored if found.st_mtime <= oldest]
-    for found, path in sorted(stored, key=lambda item: item[0].st_mtime):
+    paths = [path for name in ("cas", "incoming") for path in glob.glob(os.path.join(cache, name, "*"))]
+    for path in [path for path in paths if size_of(path) < 0]:
+        remove(path)
+    stored = [(os.stat(path), path) for path in paths if size_of(path) >= 0]
+    total = sum(entry.st_size for entry, path in stored if os.path.basename(os.path.dirname(path)) == "cas")
+    stored = [(entry, path) for entry, path in stored if entry.st_mtime <= oldest]
+    for entry, path in sorted(stored, key=lambda item: item[0].st_mtime):
         incoming = os.path.basename(os.path.dirname(path)) == "incoming"
         if incoming or total > int(request.get("keep_bytes") or 0):
             with open(path, "rb") as source:
                 if not try_lock(source.fileno()):
                     continue  # it is being sent
                 remove(path)
-            removed, freed = removed + 1, freed + found.st_size
-            total -= 0 if incoming else found.st_size
+            removed, freed = removed + 1, freed + entry.st_size
+            total -= 0 if incoming else entry.st_size
     return {"removed": removed, "freed": freed, "kept": total}
+
+
+def tidy(cache: str, keep: Optional[Json]) -> None:
+    """`gc` as a job asks for it: "keep" {"bytes", "seconds"}."""
+    if keep is not None:
+        gc({"cache": cache, "keep_bytes": keep["bytes"], "keep_seconds": keep["seconds"]})
 
 
 OPERATIONS = {
@@ -1072,8 +1193,7 @@ def main(stream: BinaryIO) -> int:
     except (BrokenPipeError, KeyboardInterrupt):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody listens any more, not even to the last flush
     except EnvironmentError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        say("error", reason="space" if full else "device", message=str(error))
+        say("error", reason="space" if is_full(error) else "device", message=str(error))
     except (KeyError, TypeError, ValueError) as error:
         say("error", reason="request", message="the request is not understood: {!r}".format(error))
     return 1

@@ -22,6 +22,8 @@ from trtrecipe.targets.devices import as_json, fingerprint
 
 PAUSES = (0.5, 2.0, 5.0)
 """Seconds before a broken connection is made again."""
+BUSY_SECONDS = 180.0
+"""How long another connection may hold a file without sending any of it; the agent gives up a dead one sooner."""
 SPARE = 256 * MIB
 """Bytes that must be free on the device beside twice the inputs, for outputs and log."""
 KEPT_BYTES = 4 << 30
@@ -30,6 +32,14 @@ KEPT_SECONDS = 24 * 3600
 
 Say = Callable[[str], None]
 T = TypeVar("T")
+
+
+class JobFailed(StepError):
+    """A job did not do what it was asked; `reason` is the agent's word, or that of the program that it ran."""
+
+    def __init__(self, reason: str, message: str, hint: str | None) -> None:
+        super().__init__(message, hint)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -76,16 +86,23 @@ class Work:
 
     def run(self, job: Job, into: Mapping[str, Path]) -> Json:
         """Do the job and write its outputs, role → file here; the agent's result. Raises StepError, Unreachable."""
+        try:
+            return self._run(job, into)
+        except BaseException:
+            for path in into.values():
+                path.unlink(missing_ok=True)
+            raise
+
+    def _run(self, job: Job, into: Mapping[str, Path]) -> Json:
         digests = {name: sha256_file(path) for name, path in job.files.items()}
         for _ in range(2):
             result = self._result(job, digests)  # which collects what is there, if it is whole
             damaged = [role for role, path in into.items() if not self._fetch(path, role, result["outputs"][role])]
             if not damaged:
-                self._tidy()
+                if "untidy" in result:
+                    self.say(f"old files on the device could not be removed: {result['untidy']}")
                 return result
             self.say(f"the {' and '.join(damaged)} is not what the device said; once more")
-        for path in into.values():
-            path.unlink()
         raise StepError(
             f"the {' and '.join(damaged)} from {self.name} is damaged whenever it arrives: its digest is not what the "
             "device says",
@@ -93,17 +110,21 @@ class Work:
         )
 
     def _look(self) -> Json:
-        probe = self._again(lambda: self._link.ask({"op": "probe"}))
-        expected = self.device["fingerprint"]
-        found = as_json(fingerprint(probe))
-        if found != expected:
-            now = found or {}
-            changed = [
-                f"{part} {expected[part]} -> {now.get(part)}" for part in expected if now.get(part) != expected[part]
-            ]
-            text = f"{self.name} is no longer what it was when the build was planned: {'; '.join(changed)}"
+        try:
+            probe = self._again(lambda: self._link.ask({"op": "probe"}))
+        except Refusal as refusal:
+            raise self._failed(refusal.reason, refusal.message, []) from None
+        if changed := self._changes(probe):
+            text = f"{self.name} is no longer what it was when the build was planned: {changed}"
             raise StepError(text, "run the build again once nobody is at work on it")
         return probe
+
+    def _changes(self, probe: Mapping[str, Any]) -> str:
+        """What of the fingerprint that the key was made with the device does not show, in words."""
+        expected, now = self.device["fingerprint"], as_json(fingerprint(probe)) or {}
+        return "; ".join(
+            f"{part} {expected[part]} -> {now.get(part)}" for part in expected if now.get(part) != expected[part]
+        )
 
     def _result(self, job: Job, digests: Mapping[str, str]) -> Json:
         request = {
@@ -117,6 +138,7 @@ class Work:
             "outputs": dict(job.outputs),
             "seconds": self.device["seconds"],
             "space": SPARE,
+            "keep": {"bytes": KEPT_BYTES, "seconds": KEPT_SECONDS},
             **job.more,
         }
         for _ in range(3):
@@ -131,7 +153,13 @@ class Work:
                 raise self._failed(
                     result["reason"], result["message"], result.get("log", []), result.get("attempts", ())
                 )
-            return result
+            changed = self._changes(result["shown"])
+            if not changed:
+                return result
+            if not result["collected"]:
+                text = f"{self.name} changed while the job ran or waited: {changed}"
+                raise StepError(text, "run the build again once nobody is at work on it")
+            request["fresh"] = True  # it was done while the device was something else
         raise StepError(f"{self.name} loses its inputs as fast as they arrive", "check that disk, and what cleans it")
 
     def _stage(self, job: Job, digests: Mapping[str, str]) -> None:
@@ -140,6 +168,7 @@ class Work:
         files = [{"sha256": digest, "size": path.stat().st_size} for digest, path in sorted(paths.items())]
         spare = SPARE + sum(path.stat().st_size for path in paths.values())
         damaged = stuck = 0
+        waited = 0.0
         sent: dict[str, int] = {}
         while True:
             try:
@@ -161,11 +190,16 @@ class Work:
                     time.sleep(PAUSES[stuck])
                     whole = False
                 except Refusal as refusal:
-                    if refusal.reason not in ("corrupt", "short", "busy", "offset") or damaged == len(PAUSES):
+                    whole = False
+                    if refusal.reason == "busy" and waited < BUSY_SECONDS:  # another build sends it: wait while it does
+                        waited = waited + PAUSES[0] if entry["offset"] <= sent.get(entry["sha256"], -1) else 0.0
+                        sent[entry["sha256"]] = entry["offset"]
+                        time.sleep(PAUSES[0])
+                        continue
+                    if refusal.reason not in ("corrupt", "short", "offset") or damaged == len(PAUSES):
                         raise self._failed(refusal.reason, refusal.message, []) from None
                     time.sleep(PAUSES[damaged])
                     damaged += 1
-                    whole = False
             if whole:  # each was checked as it arrived, and the job looks once more
                 return
 
@@ -187,27 +221,16 @@ class Work:
             try:
                 self._again(receive)
             except Refusal as refusal:
+                if refusal.reason == "missing":  # removed since: the job is asked for again
+                    return False
                 raise self._failed(refusal.reason, refusal.message, []) from None
             out.flush()
             os.fsync(out.fileno())
         return (path.stat().st_size, sha256_file(path)) == (output["size"], output["sha256"])
 
-    def _tidy(self) -> None:
-        """Garbage collection must not cost a good result."""
-        try:
-            self._link.ask({"op": "gc", "keep_bytes": KEPT_BYTES, "keep_seconds": KEPT_SECONDS})
-        except StepError as error:
-            self.say(f"old files on the device could not be removed: {error.message}")
-
     def _again(self, ask: Callable[[], T]) -> T:
         """Ask; over a new connection where one breaks."""
-        for pause in PAUSES:
-            try:
-                return ask()
-            except Dropped as dropped:
-                self.say(f"{dropped.message}; connecting again")
-                time.sleep(pause)
-        return ask()
+        return again(ask, self.say)
 
     def _hear(self, event: Json) -> None:
         text = str(event.get("doing", "at work"))
@@ -219,14 +242,26 @@ class Work:
             text += f", attempt {event['attempt']} with {(event.get('workspace') or 0) // MIB} MiB"
         self.say(text)
 
-    def _failed(self, reason: str, message: str, log: list[str], tries: Any = ()) -> StepError:
-        hint = _HINTS.get(reason)
-        if reason == "memory" and tries:
-            sizes = ", ".join(f"{entry['workspace'] // MIB}" for entry in tries)
-            message += f" with every workspace that was tried: {sizes} MiB"
+    def _failed(self, reason: str, message: str, log: list[str], tries: Any = ()) -> JobFailed:
+        tried = [f"{entry['workspace'] // MIB}" for entry in tries if entry["workspace"] is not None]
+        if reason == "memory" and tried:
+            message += f" with every workspace that was tried: {', '.join(tried)} MiB"
+        log = [line for line in log if not line.startswith('{"event"')]  # which has said `message`
         said = [line for line in log if "[E]" in line] or log[-3:]
         words = "; ".join(line.strip() for line in said[-4:])
-        return StepError(f"{self.name}: {message}" + (f": {words[-900:]}" if words else ""), hint)
+        text = f"{self.name}: {message}" + (f": {words[-900:]}" if words else "")
+        return JobFailed(reason, text, _HINTS.get(reason))
+
+
+def again(ask: Callable[[], T], say: Say) -> T:
+    """Ask; over a new connection where one breaks."""
+    for pause in PAUSES:
+        try:
+            return ask()
+        except Dropped as dropped:
+            say(f"{dropped.message}; connecting again")
+            time.sleep(pause)
+    return ask()
 
 
 _HINTS = {
@@ -237,7 +272,11 @@ _HINTS = {
     "version": "run `trtrecipe devices probe` for it, then build again",
     "trtexec": "the device's words are those of trtexec; if JetPack was upgraded, build again",
     "died": "the device may have been switched off or be out of memory: build again",
+    "dla": "set build.dla.gpu_fallback: true, or build for the GPU (docs/dla.md)",
     "lost": "look at the device's disk and memory, then build again",
     "corrupt": "check the memory and network of both machines",
+    "cancelled": "build again if that was not meant",
+    "busy": "end the other build, or wait for it",
+    "device": "look at that path on the device: its cache must be this user's, and writable",
     "lock": "see who else uses that file",
 }

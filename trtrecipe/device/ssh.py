@@ -190,10 +190,11 @@ class Session:
                 f"{self._ssh}: {self._python} does not start there ({last or f'status {status}'})",
                 "the agent needs Python 3.6 or later: name it in the inventory as `python`",
             )
-        if not answer.began and status not in (255, -9):
+        if not answer.began and 0 <= status < 255:
             odd = " ".join(answer.odd)[-200:]
-            said = last or odd or "nothing"
-            return Unreachable(f"{self._ssh}: the agent does not run there: it said {said}", None)
+            said = last or odd or f"nothing, with status {status}"
+            hint = f"is `{self._python} --version` there 3.6 or later? The inventory may name another as `python`"
+            return Unreachable(f"{self._ssh}: the agent does not run there: it said {said}", hint)
         return Dropped(f"{self._ssh}: the connection broke ({last or 'nothing was said'})", "build again")
 
 
@@ -236,7 +237,7 @@ class _Answer:
 
     def _line(self, line: bytes) -> None:
         try:
-            event = json.loads(line)
+            event = json.loads(line[max(line.find(b'{"'), 0) :])  # a start file's words may end without a line's end
         except ValueError:
             event = None
         if not isinstance(event, dict) or not isinstance(event.get("event"), str):
