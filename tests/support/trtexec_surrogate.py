@@ -7,6 +7,8 @@ Beside it may lie `<path>.faults.json`:
 
     seconds: how long the build takes          hang: never ends, deaf to SIGTERM
     memory: bytes; a larger workspace fails with cudaErrorMemoryAllocation
+    do: words for the shell, run in the middle of the build
+    refuse_timing: fails by a timing cache that is rubbish
     out_of_memory_killer: like memory, by SIGKILL    signal: dies by that signal
     fail: text of an error to end with          full_disk: writes half an engine, fails
     silent_disk: writes nothing, succeeds       banner: another release's number
@@ -24,6 +26,7 @@ import re
 import signal
 import struct
 import sys
+import subprocess
 import time
 
 TABLE = None  # the release's table, written in by `install`
@@ -142,6 +145,14 @@ def number(tensorrt):
 def note(event):
     with open(os.path.abspath(__file__) + ".calls.jsonl", "a") as calls:
         call = {"event": event, "pid": os.getpid(), "time": time.time(), "argv": sys.argv[1:]}
+def read_bytes(path):
+    try:
+        with open(path, "rb") as source:
+            return source.read()
+    except OSError:
+        return b""
+
+
         calls.write(json.dumps(call) + "\n")
 
 
@@ -316,6 +327,8 @@ def run(options):
     exports = {
         "--exportOutput": [
             {
+    if "do" in faults:
+        subprocess.run(["/bin/sh", "-c", faults["do"]], check=True)
                 "name": name,
                 "dimensions": "x".join(map(str, array.shape)),
                 "values": [float(f"{v:g}") for v in array.flat],
@@ -330,6 +343,8 @@ def run(options):
     }
     for flag, value in exports.items():
         if flag in options:
+        if faults.get("refuse_timing") and b"rubbish" in read_bytes(options["--timingCacheFile"]):
+            raise Refused("TimingCache creation failed")
             with open(options[flag], "w") as out:
                 json.dump(value, out)
 

@@ -29,9 +29,10 @@ Probe = Callable[[Device], dict[str, Any]]
 def probe(device: Device) -> dict[str, Any]:
     """Look at a device. Raises StepError, of which Unreachable is one."""
     from trtrecipe.device.link import connect
+    from trtrecipe.device.jobs import again
 
     with connect(device.address) as link:
-        answer = link.ask({"op": "probe"})
+        answer = again(lambda: link.ask({"op": "probe"}), lambda text: None)
     answer.pop("event")
     return answer
 
