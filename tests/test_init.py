@@ -12,6 +12,7 @@ import onnx
 import pytest
 import yaml
 from onnx import TensorProto, helper
+from support import tflite
 from support.projects import make_project
 
 from trtrecipe.cli.app import run
@@ -45,6 +46,7 @@ def test_the_recipe_builds_as_it_stands(tmp_path: Path, monkeypatch: pytest.Monk
     assert recipe["model"]["inputs"] == {"image": {"shape": ["batch", 1, 6, 6]}}
     assert recipe["model"]["dims"] == {"batch": {"min": 1, "opt": 1, "max": 8}}
     assert "# - jetson-xavier-nx@" in text and "gives logits" in text
+    assert "tflite" not in text  # which no tool makes of ONNX
     assert run(["build", "p/made.yaml", "--target", "host"]) == 0
 
 
@@ -109,6 +111,9 @@ def test_a_saved_model(repository: Path, tmp_path: Path, monkeypatch: pytest.Mon
     recipe = yaml.safe_load((tmp_path / "model.yaml").read_text())
     assert recipe["model"]["signature"] == "serving_default"
     assert recipe["model"]["inputs"] == {"image": {"shape": ["batch", 8, 8, 1]}}
+    text = (tmp_path / "model.yaml").read_text()
+    assert "  # - tflite   # a TFLite file of the same model, run by LiteRT\n" in text
+    (tmp_path / "model.yaml").write_text(text.replace("# - tflite ", "- tflite "))
     assert run(["validate", "model.yaml"]) == 0
     captured = capfd.readouterr()
     assert captured.err == ""
@@ -119,6 +124,14 @@ def test_a_saved_model(repository: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert signature["tags"] == ["serve"]
     assert signature["inputs"] == [{"name": "image", "dtype": "float32", "shape": ["?", 8, 8, 1]}]
     assert shown["operators"]["Conv2D"] > 0
+
+
+def test_a_tflite_file_is_a_target_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(tflite.fixture("attention"), tmp_path / "m.tflite")
+    assert run(["init", "m.tflite"]) == 0
+    said = "  # - tflite   # the file as it is, run by LiteRT; takes the precision that the file has\n"
+    assert said in (tmp_path / "m.yaml").read_text()
 
 
 def test_a_keras_file_is_read_without_keras(repository: Path, capsys: Capture) -> None:

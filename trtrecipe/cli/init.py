@@ -82,7 +82,7 @@ def recipe_text(name: str, source: str, kind: str, described: Description, chose
     if dims:
         lines += ["  dims:   # one optimization profile: the smallest, the usual and the largest size", *dims]
     lines += [f"  # {line}" for line in _outputs(chosen)]
-    lines += ["", *_precision(described, chosen), "", *_targets(described)]
+    lines += ["", *_precision(described, chosen), "", *_targets(described, kind)]
     return "\n".join(lines) + "\n"
 
 
@@ -140,8 +140,9 @@ def _precision(described: Description, chosen: Signature) -> list[str]:
     ]
 
 
-def _targets(described: Description) -> list[str]:
-    """Targets that work anywhere, and every Jetson, newest release first, that may take the model."""
+def _targets(described: Description, kind: str) -> list[str]:
+    """Targets that work anywhere, a TFLite file where TensorFlow can make one, and every Jetson, newest release first,
+    that may take the model."""
     from trtrecipe.targets.catalog import load_catalog, operators
 
     catalog = load_catalog()
@@ -150,6 +151,10 @@ def _targets(described: Description) -> list[str]:
         "  - host   # ONNX Runtime on this machine's CPU",
         "  - rtx    # TensorRT for RTX, no GPU needed",
     ]
+    if kind == "tflite":
+        lines.append("  # - tflite   # the file as it is, run by LiteRT; takes the precision that the file has")
+    elif kind != "onnx":
+        lines.append("  # - tflite   # a TFLite file of the same model, run by LiteRT")
     for profile in catalog.profiles:
         if profile.family != "jetson":
             continue
