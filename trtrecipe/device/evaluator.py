@@ -44,10 +44,10 @@ def evaluate(request: Json) -> Json:
 
     "engine", "inputs": files; the second holds the values of all batches, in each those of the "tensors" [{"name",
     "dtype", "shape"}] in their order, little-endian; "batches": how many; "outputs": file to be written in the same
-    way, as "report", a JSON file, says: {"tensors": [{"name", "dtype"}], "shapes": [[shape of each] of each batch]};
-    "dla_core": or null.
+    way, as "report", a JSON file, says: {"tensors": [{"name", "dtype"}], "shapes": [[shape of each] of each batch],
+    "module": its version, "cudart": the library that was loaded}; "dla_core": or null.
 
-    → "module": its version, "cudart": the library that was loaded. Errors "module" (it cannot be imported, or CUDA's
+    → "module", "cudart". Errors "module" (it cannot be imported, or CUDA's
     runtime not be loaded), "engine", "memory", "cuda", "short" (of values).
     """
     try:
@@ -71,9 +71,10 @@ def evaluate(request: Json) -> Json:
                 out.write(values)
     engine.close()
     tensors = [{"name": name, "dtype": engine.dtypes[name]} for name in engine.outputs]
+    by = {"module": str(trt.__version__), "cudart": cuda.path}
     with open(request["report"], "w") as report:
-        json.dump({"tensors": tensors, "shapes": shapes}, report)
-    return {"module": str(trt.__version__), "cudart": cuda.path}
+        json.dump(dict(by, tensors=tensors, shapes=shapes), report)
+    return by
 
 
 def bytes_of(dtype: str, shape: List[int]) -> int:
@@ -252,7 +253,7 @@ def logger(trt: Any, said: List[str]) -> Any:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
+            if severity.name in ("INTERNAL_ERROR", "ERROR"):
                 said.append(" ".join(message.split()))
 
     return Logger()

@@ -22,23 +22,35 @@ NOISY = 0.1
 
 @dataclass(frozen=True)
 class Params:
-    """`dims`: name → {"opt"}: the size that open axes are timed at."""
+    """`dims`: name → {"opt"}: the size that open axes are timed at. `dla_core`: of an engine for a device's DLA."""
 
     runtime: str
     dims: dict[str, dict[str, int]] = field(default_factory=dict)
+    dla_core: int | None = None
 
 
 def tools(params: Params) -> tuple[str, ...]:
-    """The distribution whose speed is measured."""
+    """The distribution whose speed is measured; a device's own software is in its fingerprint."""
+    if params.runtime == "trtexec":
+        return ()
     distributions = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx", "litert": "ai-edge-litert"}
     return (distributions.get(params.runtime, "onnxruntime"),)
 
 
-def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, Any]:
+def run(
+    params: Params,
+    inputs: Mapping[str, Path],
+    out: Path,
+    *,
+    device: Mapping[str, Any] | None = None,
+    key: str = "",
+    say: Callable[[str], None] = print,
+) -> Mapping[str, Any]:
     """With "engine", "onnx" → figures; no output.
 
     Measures latency_ms {p50, p90, p99} of one run by the wall clock, throughput (samples per second at the mean),
-    batch, runs, noise (relative difference between the medians of the first and second half), conditions, and notes.
+    batch, runs, noise (relative difference between the medians of the first and second half), conditions, and notes;
+    on a `device` what `on_device.benchmark` does. Raises StepError, Unreachable.
     """
     from trtrecipe.data import batches, draw
     from trtrecipe.engines import open_engine
@@ -47,6 +59,11 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, A
 
     graph = interface(files.load(inputs["onnx"]))
     opt = {name: sizes["opt"] for name, sizes in params.dims.items()}
+    if params.runtime == "trtexec":
+        from trtrecipe.steps import on_device
+
+        assert device is not None  # the plan gives such a step a device
+        return on_device.benchmark(opt, params.dla_core, inputs["engine"], graph, device, key, say)
     open_axis = next((spec.shape[0] for spec in graph.inputs if spec.shape and isinstance(spec.shape[0], str)), None)
     batch = batches.batch_size(graph, opt.get(open_axis, 1) if open_axis else 1)
     feeds = draw.arrays(graph, {"samples": batch, "seed": 0, "dims": opt})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,8 @@ _RUNTIMES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx", "litert": "
 class Params:
     """`evaluates`: "engine" runs it by `runtime`; "graph" runs what it was compiled from by ONNX Runtime.
 
-    In a graph, every FP16 tensor is rounded to FP16, as a GPU would.
+    In a graph, every FP16 tensor is rounded to FP16, as a GPU would. `device`: where the engine runs on one, the
+    "samples" that run there at most, the "seed" that chooses them, and the "dla_core" of the engine.
     """
 
     runtime: str
@@ -31,19 +32,30 @@ class Params:
     output: str | None = None
     drawn: dict[str, Any] | None = None
     dims: dict[str, dict[str, int]] = field(default_factory=dict)
+    device: dict[str, Any] | None = None
 
 
 def tools(params: Params) -> tuple[str, ...]:
-    """The distributions that figures depend on."""
+    """The distributions that figures depend on; a device's own software is in its fingerprint."""
+    if params.device is not None:
+        return ("onnx", "numpy")
     runtime = _RUNTIMES.get(params.runtime, "onnxruntime") if params.evaluates == "engine" else "onnxruntime"
     return ("onnx", "numpy", runtime)
 
 
-def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, Any]:
+def run(
+    params: Params,
+    inputs: Mapping[str, Path],
+    out: Path,
+    *,
+    device: Mapping[str, Any] | None = None,
+    key: str = "",
+    say: Callable[[str], None] = print,
+) -> Mapping[str, Any]:
     """With "engine", "onnx", "reference", "data.*" → figures; no output.
 
-    Measures samples, evaluated, the figures of `evaluation.compare`, and notes. Raises StepError for outputs that are
-    not finite where the reference is.
+    Measures samples, evaluated, the figures of `evaluation.compare`, and notes; on a `device` also what
+    `on_device.evaluate` does. Raises StepError for outputs that are not finite where the reference is, Unreachable.
     """
     from trtrecipe.data import outputs
     from trtrecipe.graphs import files
@@ -53,6 +65,13 @@ def run(params: Params, inputs: Mapping[str, Path], out: Path) -> Mapping[str, A
     graph = interface(files.load(inputs["onnx"]))
     reference = outputs.read_npz(inputs["reference"])
     samples = samples_of(params, inputs, graph)
+    if params.device is not None:
+        from trtrecipe.steps import on_device
+
+        assert device is not None  # the plan gives such a step a device
+        return on_device.evaluate(
+            params, params.dims, params.device, inputs, graph, samples, reference, device, key, say
+        )
     with _open(params, inputs) as engine:
         collected, notes = outputs.collect(engine.run, batches_of(params, samples, graph, _size(params, graph)))
     figures: dict[str, Any] = {"samples": samples.count, "evaluated": params.evaluates}

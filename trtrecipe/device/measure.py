@@ -1,0 +1,205 @@
+"""Finished engines on a device: their outputs for given values, how fast they are, and under which conditions.
+
+Outputs come from JetPack's own `tensorrt` module (`evaluator.py`); where that is missing, from trtexec, whose values
+have six significant digits. Times come from trtexec's own clock: samples/common/sampleReporting.cpp of
+github.com/NVIDIA/TensorRT, release/8.0 to release/11.1.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from trtrecipe.device import evaluator
+from trtrecipe.device.jobs import Job, Work
+from trtrecipe.device.link import Json
+from trtrecipe.digest import sha256_json
+from trtrecipe.errors import StepError
+from trtrecipe.targets.trtexec_run import RunSpec, run_arguments
+
+ENGINE = "model.engine"
+WARM_UP = 500
+"""Milliseconds before anything counts."""
+SECONDS = 3
+ITERATIONS = 50
+"""Both are passed before a measurement ends."""
+WARMED = 5.0
+"""Degrees by which a sensor rises before a note says so."""
+SLOWEST = 10
+"""Layers of a profile that are kept."""
+
+_GPU = re.compile("gpu|gm20b|gp10b|gv11b|ga10b")
+_NOT_JSON = re.compile(r"(?<=[\s\[,])(-?)(nan|inf)(?=[\s,\]])")
+
+
+def outputs(
+    work: Work, key: str, engine: Path, values: Path, asked: Mapping[str, Any], folder: Path
+) -> tuple[Json, Path]:
+    """What `evaluator.evaluate` reports, and the file of outputs that it speaks of.
+
+    `values`: the file of inputs; `asked`: "tensors", "batches", "dla_core" of the request. Raises JobFailed, with the
+    reason "module" where the device cannot be asked so; StepError, Unreachable.
+    """
+    request = folder / "request.json"
+    named = {"engine": ENGINE, "inputs": "inputs.bin", "outputs": "outputs.bin", "report": "report.json"}
+    request.write_text(json.dumps({**asked, **named}, sort_keys=True))
+    program = Path(evaluator.__file__)
+    job = Job(
+        key=_key(key, "tensorrt"),
+        files={ENGINE: engine, program.name: program, request.name: request, named["inputs"]: values},
+        arguments=[program.name, request.name],
+        outputs={role: named[role] for role in ("outputs", "report")},
+        more={"program": "python"},
+    )
+    into = {role: folder / named[role] for role in job.outputs}
+    work.run(job, into)
+    return dict(json.loads(into["report"].read_bytes())), into["outputs"]
+
+
+def outputs_of_trtexec(
+    work: Work,
+    key: str,
+    engine: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    values: Mapping[str, Path],
+    dla_core: int | None,
+    folder: Path,
+) -> list[Json]:
+    """One run by trtexec: its outputs as [{"name", "dimensions": "1x10", "values"}]. `values`: input → file of them.
+
+    `shapes`: of inputs with an open axis. Raises StepError, Unreachable.
+    """
+    files = {f"input-{number}.bin": path for number, path in enumerate(values.values())}
+    spec = RunSpec(
+        ENGINE,
+        shapes=shapes,
+        inputs=dict(zip(values, files, strict=True)),
+        iterations=1,
+        warm_up=0,
+        dla_core=dla_core,
+        output="outputs.json",
+    )
+    found = _run(work, _key(key, "trtexec"), spec, {ENGINE: engine, **files}, {"output": "outputs.json"}, folder)
+    return list(_read(found["output"]))
+
+
+def times(
+    work: Work, key: str, engine: Path, shapes: Mapping[str, tuple[int, ...]], dla_core: int | None, folder: Path
+) -> tuple[list[Json], Json]:
+    """Milliseconds of every run that counts, as trtexec exports them, and the conditions (`agent.conditions`).
+
+    Raises StepError, Unreachable.
+    """
+    spec = RunSpec(
+        ENGINE,
+        shapes=shapes,
+        iterations=ITERATIONS,
+        seconds=SECONDS,
+        warm_up=WARM_UP,
+        dla_core=dla_core,
+        times="times.json",
+    )
+    told: Json = {}
+    found = _run(work, _key(key, "times"), spec, {ENGINE: engine}, {"times": "times.json"}, folder, told)
+    # Older releases export the runs that warm up as well.
+    counted = [entry for entry in _read(found["times"]) if entry["startComputeMs"] >= WARM_UP]
+    if len(counted) < 2:
+        raise StepError(f"{work.name}: trtexec timed {len(counted)} runs", "look at what else the device does")
+    return counted, told["conditions"]
+
+
+def profile(
+    work: Work, key: str, engine: Path, shapes: Mapping[str, tuple[int, ...]], dla_core: int | None, folder: Path
+) -> Json:
+    """The time that layers take: "count" of layers, "slowest" [{"name", "ms", "share"}]. Raises StepError."""
+    spec = RunSpec(ENGINE, shapes=shapes, seconds=1, dla_core=dla_core, profile="profile.json")
+    found = _run(work, _key(key, "profile"), spec, {ENGINE: engine}, {"profile": "profile.json"}, folder)
+    layers = [entry for entry in _read(found["profile"]) if "name" in entry]
+    total = sum(entry["averageMs"] for entry in layers) or 1.0
+    layers.sort(key=lambda entry: -entry["averageMs"])
+    return {
+        "count": len(layers),
+        "slowest": [
+            {
+                "name": entry["name"],
+                "ms": round(entry["averageMs"], 4),
+                "share": round(entry["averageMs"] / total, 4),
+            }
+            for entry in layers[:SLOWEST]
+        ],
+    }
+
+
+def remarks(conditions: Mapping[str, Any]) -> Iterator[str]:
+    """What to know of the conditions of a measurement before trusting it, in sentences."""
+    before, during, after = (conditions[when] for when in ("before", "during", "after"))
+    if before["power_mode"] != after["power_mode"]:
+        yield "the power mode was changed while this was measured"
+    for name, clock in before["clocks"].items():
+        ends = clock.get("cur"), after["clocks"].get(name, {}).get("cur")
+        if _GPU.search(name) and clock.get("min", 0) < clock.get("max", 0):
+            seen = during["clocks"].get(name)
+            ran = f", and ran at {_mhz(seen[0])} to {_mhz(seen[1])} MHz" if seen else ""
+            yield (
+                f"the clocks are not pinned: the GPU may run at {_mhz(clock['min'])} to {_mhz(clock['max'])} MHz{ran}; "
+                "`sudo jetson_clocks` before the build gives figures that repeat"
+            )
+        elif clock.get("min") == clock.get("max") and None not in ends and ends[0] != ends[1]:
+            yield f"the clock of {name} changed from {_mhz(ends[0])} to {_mhz(ends[1])} MHz while this was measured"
+    rises = {
+        name: (value, after["temperatures"][name])
+        for name, value in before["temperatures"].items()
+        if name in after["temperatures"] and after["temperatures"][name] - value >= WARMED
+    }
+    if rises:
+        name, (low, high) = max(rises.items(), key=lambda item: item[1][1] - item[1][0])
+        yield f"the device warmed up: {name} rose from {low:g} to {high:g} °C"
+    slowed = {name for look in (before, during, after) for name in look["cooling"]}
+    if slowed:
+        yield f"the device was slowed down for its heat: {', '.join(sorted(slowed))}"
+    events = sum(count - before["events"].get(name, count) for name, count in after["events"].items())
+    if events > 0:
+        yield f"the device was slowed down {events} times for the current that it drew"
+
+
+def _mhz(hertz: int) -> str:
+    return f"{hertz / 1e6:,.0f}"
+
+
+def _run(
+    work: Work,
+    key: str,
+    spec: RunSpec,
+    files: Mapping[str, Path],
+    outputs: Mapping[str, str],
+    folder: Path,
+    told: Json | None = None,
+) -> dict[str, Path]:
+    """Run trtexec; role → file here. `told` is given what the agent says of the job, conditions among it."""
+    arguments = run_arguments(spec, work.device["fingerprint"]["tensorrt"])
+    more = {} if told is None else {"conditions": True}
+    into = {role: folder / name for role, name in outputs.items()}
+    result = work.run(Job(key, files, arguments, outputs, more), into)
+    if told is not None:
+        told |= result
+    return into
+
+
+def _key(key: str, what: str) -> str:
+    """The key of one of a step's jobs."""
+    return sha256_json({"step": key, "job": what})
+
+
+def _read(path: Path) -> Any:
+    """trtexec's JSON, in which C++ writes numbers that JSON has no words for."""
+    words = {"nan": "NaN", "inf": "Infinity"}
+    text = _NOT_JSON.sub(
+        lambda found: ("" if found[2] == "nan" else found[1]) + words[found[2]], path.read_text("utf-8", "replace")
+    )
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise StepError(f"what trtexec exported is not readable: {error}", "build again") from None
