@@ -125,6 +125,13 @@ def test_sizes_that_contradict_the_graph(tmp_path: Path) -> None:
         (HEAD + "g () => (float[2] y) <float[2] k = {1, 2}> { y = Relu(k) }", "has no inputs"),
         (HEAD + "g (float[2] x) => (float[3] y) { y = Relu(x) }", "not valid ONNX"),
         (HEAD + "g (float[2] x) => (float[2] y) { y = Relu(nowhere) }", "not valid ONNX"),
+        (HEAD.replace("13", "12") + "g (string[2] x) => (string[2] y) { y = Identity(x) }",
+         "input x of the model is of strings"),
+        (HEAD.replace("13", "21") + "g (float8e4m3fn[2] x) => (float[2] y) { y = Cast<to = 1>(x) }",
+         "element type that is not supported: float8e4m3fn"),
+        ('<ir_version: 3, opset_import: ["" : 8]> g (float[1,2] i, float[1,3,2] x) => (float[1,2] y, float[1,3,2] z) '
+         "{ y, z = Scan<num_scan_inputs = 1, body = b (float[2] s, float[2] n) => (float[2] t, float[2] o) "
+         "{ t = Add(s, n) o = Identity(t) }>(, i, x) }", "onnx gives it other inputs"),
     ],
 )  # fmt: skip
 def test_models_that_are_not_what_we_work_with(text: str, match: str, tmp_path: Path) -> None:
@@ -157,6 +164,18 @@ def test_weights_in_other_files_are_refused(tmp_path: Path) -> None:
     onnx.external_data_helper.set_external_data(model.graph.initializer[0], "../../etc/weights.bin")
     model.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
     assert "onnx.save" in _refused(model, tmp_path, "keeps weights in other files")
+
+
+def test_integers_that_are_no_shape(tmp_path: Path) -> None:
+    """onnx's arithmetic on shapes takes any few integers for one, and fails on a row and a column of them."""
+    text = HEAD + (
+        "g (int64[3,2] x) => (int64[3,2] y) <int64[3] r = {0, 1, 2}, int64[2] c = {5, 6}, int64[1] a = {0}, "
+        "int64[1] b = {1}> "
+        "{ rows = Unsqueeze(r, b) columns = Unsqueeze(c, a) grid = Add(rows, columns) y = Add(x, grid) }"
+    )
+    model, _ = _export(parser.parse_model(text), tmp_path)
+    x = np.zeros((3, 2), np.int64)
+    np.testing.assert_array_equal(_run(model, {"x": x})["y"], [[5, 6], [6, 7], [7, 8]])
 
 
 def test_older_models_are_raised_to_13(tmp_path: Path) -> None:
@@ -326,6 +345,99 @@ def test_a_convolution_times_what_is_computed_from_constants(tmp_path: Path) -> 
     assert {node.op_type for node in model.graph.node} == {"Transpose", "Conv"}  # the factor is in the weights
     x = np.random.default_rng(1).standard_normal((1, 5, 5, 2)).astype(np.float32)
     np.testing.assert_allclose(_run(model, {"x": x})["y"], serve(tf.constant(x))["y"], atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["bilinear", "nearest"])
+def test_sizes_whose_ratio_no_float_holds(method: str, tmp_path: Path) -> None:
+    """tf2onnx makes 7 / 5 a little less than 1.4, which is 6 pixels of 5; and nearest what ONNX has taken back."""
+    import tensorflow as tf
+
+    def serve(x: Any) -> dict[str, Any]:
+        return {"y": tf.image.resize(x, [7, 11], method), "z": tf.image.resize(x, [3, 2], method)}
+
+    source = _saved_model(tmp_path / "m", serve, tf.TensorSpec([1, 5, 6, 3], name="x"))
+    model, _ = _from_tensorflow(source, tmp_path / "o")
+    modes = {attribute(n, "coordinate_transformation_mode") for n in model.graph.node if n.op_type == "Resize"}
+    assert modes == {b"half_pixel"}
+    x = np.random.default_rng(0).standard_normal((1, 5, 6, 3)).astype(np.float32)
+    found, expected = _run(model, {"x": x}), serve(tf.constant(x))
+    for name in ("y", "z"):
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-5)
+
+
+def test_functions_that_onnx_writes_otherwise(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    def serve(x: Any) -> dict[str, Any]:
+        looped = tf.while_loop(lambda i, v: i < 1, lambda i, v: (i + 1, tf.math.expm1(tf.math.log1p(v))), [0, x])[1]
+        return {"a": tf.math.log1p(x), "b": tf.math.expm1(x), "c": looped + tf.math.erfc(x)}
+
+    source = _saved_model(tmp_path / "m", serve, tf.TensorSpec([1, 4], name="x"))
+    model, _ = _from_tensorflow(source, tmp_path / "o")
+    x = np.array([[0, 0.1, 1, 5]], np.float32)
+    found, expected = _run(model, {"x": x}), serve(tf.constant(x))
+    for name in found:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-6, atol=1e-6)
+
+
+def test_rows_gathered_from_a_variable(tmp_path: Path) -> None:
+    """TensorFlow makes a constant of the variable and leaves a ResourceGather of it in the function."""
+    import tensorflow as tf
+
+    table = tf.Variable(np.arange(12, dtype=np.float32).reshape(6, 2))
+
+    def serve(i: Any) -> dict[str, Any]:
+        return {"rows": tf.nn.embedding_lookup(table, i), "entries": tf.gather_nd(table, i[:, :2])}
+
+    module = tf.Module()
+    module.table = table
+    module.serve = tf.function(serve, input_signature=[tf.TensorSpec([2, 3], tf.int32, name="i")])
+    tf.saved_model.save(module, str(tmp_path / "m"), signatures=module.serve)
+    model, _ = _from_tensorflow(tmp_path / "m", tmp_path / "o")
+    i = np.array([[0, 1, 1], [1, 0, 0]], np.int32)
+    for name, value in serve(tf.constant(i)).items():
+        np.testing.assert_array_equal(_run(model, {"i": i})[name], value)
+
+
+def test_bfloat16_becomes_fp32(tmp_path: Path) -> None:
+    """tf2onnx makes FP16 of it in places, and 70,000 is more than that holds."""
+    import tensorflow as tf
+
+    weights = tf.constant([[1.5], [2.0]], tf.bfloat16)
+
+    def serve(x: Any, h: Any) -> dict[str, Any]:
+        return {"y": tf.cast(tf.cast(x, tf.bfloat16) * 2, tf.float32), "z": tf.matmul(h, weights)}
+
+    specs = tf.TensorSpec([1, 2], name="x"), tf.TensorSpec([1, 2], tf.bfloat16, name="h")
+    model, notes = _from_tensorflow(_saved_model(tmp_path / "m", serve, *specs), tmp_path / "o")
+    assert [str(spec) for spec in interface(model).inputs] == ["h: float32 [1, 2]", "x: float32 [1, 2]"]
+    assert "bfloat16" in notes[0]
+    found = _run(model, {"x": np.full((1, 2), 70_000, np.float32), "h": np.ones((1, 2), np.float32)})
+    np.testing.assert_array_equal(found["y"], [[140_000, 140_000]])
+    np.testing.assert_array_equal(found["z"], [[3.5]])
+
+
+def test_an_axis_that_a_constant_gives(tmp_path: Path) -> None:
+    """An einsum asks its weights for their shape, and without it nothing is known of its output."""
+    import tensorflow as tf
+
+    weights = tf.constant(np.random.default_rng(0).standard_normal((8, 2, 4)), tf.float32)
+    source = _saved_model(
+        tmp_path / "m", lambda x: {"y": tf.einsum("bsd,dhk->bhsk", x, weights)}, tf.TensorSpec([None, 6, 8], name="x")
+    )
+    model, _ = _from_tensorflow(source, tmp_path / "o", inputs={"x": {"shape": ["n", 6, 8]}}, dims=["n"])
+    assert interface(model).outputs[0].shape[1:] == (2, 6, 4)
+
+
+def test_a_switch_is_named(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    def serve(x: Any, i: Any) -> dict[str, Any]:
+        return {"y": tf.switch_case(i, [lambda: x, lambda: x + 1, lambda: x + 2])}
+
+    specs = tf.TensorSpec([2], name="x"), tf.TensorSpec([], tf.int32, name="i")
+    with pytest.raises(StepError, match="no conversion for these operators:\n  StatelessCase switch_case"):
+        _from_tensorflow(_saved_model(tmp_path / "m", serve, *specs), tmp_path / "o")
 
 
 def test_operators_that_have_no_conversion_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,12 @@ MESSAGES: list[tuple[str, dict[str, Any], str]] = [
         "export it without tf.py_function and tf.numpy_function",
     ),
     (
+        "counts_its_runs", {},
+        "the model changes its variables while it computes, and an engine remembers nothing from run to run:\n"
+        "  AssignAddVariableOp … | "
+        "export it for inference (training=False, stateful=False), with states as inputs and outputs",
+    ),
+    (
         "custom_op", {},
         "the model uses operators that TensorFlow does not have (custom ops):\n  AcmeFancy fancy | "
         "replace them by TensorFlow's own operators and export the model again",

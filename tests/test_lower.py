@@ -122,6 +122,14 @@ def test_an_operator_above_the_opset_is_written_out(tmp_path: Path) -> None:
     assert [node.op_type for node in kept.graph.node] == ["LayerNormalization"]
 
 
+def test_a_type_that_another_tensor_gives(tmp_path: Path) -> None:
+    """CastLike came with opset 15, and the parsers of TensorRT 8.4 to 8.6, which take 17, do not have it."""
+    text = HEAD + "g (float[2] x, float16[1] k) => (float16[2] y) { y = CastLike(x, k) }"
+    lowered = _lower(text, tmp_path, **_target("trt-8.5"))
+    assert [node.op_type for node in lowered.graph.node] == ["Cast"]
+    assert _run(lowered, {"x": np.ones(2, np.float32), "k": np.ones(1, np.float16)})[0].dtype == np.float16
+
+
 def test_an_opset_that_a_target_without_a_table_lacks(tmp_path: Path) -> None:
     text = HEAD + "g (float[2,3] x) => (float[2,3] y) <float[3] s = {1, 1, 1}> { y = LayerNormalization(x, s) }"
     with pytest.raises(StepError, match="LayerNormalization y: the operator came with opset 17"):

@@ -45,6 +45,13 @@ def test_an_open_batch_is_tried_with_one_and_three_samples_of_different_size() -
     assert all(np.array_equal(a.feeds["image"], b.feeds["image"]) for a, b in zip((one, three), again, strict=True))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int64", "bool", "uint8"])
+def test_an_input_without_axes_is_an_array_too(dtype: str) -> None:
+    for run in drawn(IMAGE, TensorSpec("factor", dtype, ())):
+        assert isinstance(run.feeds["factor"], np.ndarray)
+        assert (run.feeds["factor"].shape, run.feeds["factor"].dtype) == ((), np.dtype(dtype))
+
+
 def test_without_an_open_batch_each_distribution_is_a_run() -> None:
     signal = TensorSpec("signal", "float32", ("frames", 7))
     state = TensorSpec("state", "float16", (4,))

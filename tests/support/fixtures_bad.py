@@ -84,6 +84,18 @@ def calls_python(folder: Path) -> Path:
     return _saved(folder, lambda x: {"y": tf.while_loop(lambda i, v: i < 2, step, [0, x])[1]})
 
 
+def counts_its_runs(folder: Path) -> Path:
+    """A variable that each run changes, in a function that another calls."""
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.runs = tf.Variable(0.0)
+    count = tf.function(lambda: module.runs.assign_add(1.0, name="count"))
+    module.serve = tf.function(lambda x: {"y": x + count()}, input_signature=[tf.TensorSpec([1, 2], name="x")])
+    tf.saved_model.save(module, str(folder / "model"), signatures=module.serve)
+    return folder / "model"
+
+
 def custom_op(folder: Path) -> Path:
     """An operator that no TensorFlow has."""
     import tensorflow as tf

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import onnx
 import onnx.inliner
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from trtrecipe import parted
 from trtrecipe.errors import StepError
 from trtrecipe.graphs import carried, files, sound
 from trtrecipe.graphs.canonical import canonical
 from trtrecipe.graphs.files import opset
+from trtrecipe.graphs.interface import interface
 from trtrecipe.graphs.light import light, make_constant
 from trtrecipe.graphs.opset import to_opset
 
@@ -41,6 +42,7 @@ def read(path: Path) -> ModelProto:
     sound.require_known_operators(model)
     sound.check(model)
     sound.require_inference_form(model)
+    _require_numbers(model)
     return canonical(model)
 
 
@@ -94,6 +96,17 @@ def _require_known_versions(model: ModelProto) -> None:
             )
 
 
+def _require_numbers(model: ModelProto) -> None:
+    constant = {tensor.name for tensor in model.graph.initializer}
+    for what, values in (("input", model.graph.input), ("output", model.graph.output)):
+        for value in values:
+            if value.type.tensor_type.elem_type == TensorProto.STRING and value.name not in constant:
+                raise StepError(
+                    f"{what} {value.name} of the model is of strings, and engines take and give numbers only",
+                    hint="cut the graph where numbers begin, or end (model.outputs), and do the rest around the engine",
+                )
+
+
 def _raise_opset(model: ModelProto, version: int) -> ModelProto:
     slim, large = light(model)
     try:
@@ -106,4 +119,12 @@ def _raise_opset(model: ModelProto, version: int) -> ModelProto:
         ) from error
     make_constant(raised, large)
     sound.check(raised)
+    if changed := [
+        str(spec) for spec in interface(model).inputs if str(spec) not in map(str, interface(raised).inputs)
+    ]:
+        raise StepError(
+            f"the model is written in opset {opset(model)}, and onnx gives it other inputs when it raises it to "
+            f"{version}: it takes {'; '.join(changed)}",
+            hint=f"export it again at opset {version}",
+        )
     return canonical(raised)

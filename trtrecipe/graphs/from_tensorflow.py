@@ -21,6 +21,7 @@ OPSETS = (13, 16, 17, 18)
 """Tried in turn when the recipe asks for none: the oldest devices take 13, some operators need more."""
 
 _RANDOM = re.compile(r"(Stateless|Parameterized)?(Random|TruncatedNormal|Multinomial|Bernoulli|Binomial)")
+_SWITCH = re.compile("(Stateless)?Case")
 _LEFT_OUT = ("merge_duplication", "q_dq_optimizer")
 """Optimizers of tf2onnx. Which of two equal nodes stays is left to chance in the first, and with it the name: equal
 nodes are merged by us. The second moves Q/DQ away from where the model has them."""
@@ -44,6 +45,8 @@ def to_onnx(frozen: Frozen, shapes: Mapping[str, Shape], opset: int | None) -> t
     definition = _with_shapes(frozen, shapes)
     with explained("TensorFlow cannot compute the model's constants"):
         tensorflow_repairs.compute_factors(definition)
+    if switches := [f"{node.op} {cleaned(node.name)}" for node in definition.node if _SWITCH.fullmatch(node.op)]:
+        raise _without_conversion(switches)  # tf2onnx fails on them
     versions = OPSETS if opset is None else (opset,)
     # The highest comes second: operators that it lacks too have no conversion, and the others need not be tried.
     tried: dict[int, _Converted] = {}
@@ -57,16 +60,21 @@ def to_onnx(frozen: Frozen, shapes: Mapping[str, Shape], opset: int | None) -> t
         nodes = [_readable(entry) for entry in tried[versions[-1]].missing]
         if random := [node for node in nodes if _RANDOM.match(node)]:
             raise sound.drawing(random)
-        raise StepError(
-            "tf2onnx has no conversion for these operators:\n" + listed(nodes),
-            hint="replace them in the TensorFlow model by operators that ONNX has",
-        )
+        raise _without_conversion(nodes)
     model = tried[chosen].model
     tensorflow_repairs.pad_transposed_convolutions(model)
+    tensorflow_repairs.round_to_nearest(model)
     rename_interface(model, {tensor: name for name, tensor in frozen.tensors.items()}, frozen.outputs)
     lower = max((version for version in tried if version < chosen), default=None)
     notes = () if lower is None else (_opset_note(chosen, _operators(tried[lower])),)
     return model, (*notes, *tried[chosen].notes)
+
+
+def _without_conversion(nodes: list[str]) -> StepError:
+    return StepError(
+        "tf2onnx has no conversion for these operators:\n" + listed(nodes),
+        hint="replace them in the TensorFlow model by operators that ONNX has",
+    )
 
 
 def _operators(converted: _Converted) -> list[str]:
@@ -132,6 +140,7 @@ def _attempt(definition: Any, frozen: Frozen, opset: int, careful: bool) -> _Con
             output_names=outputs,
         )
         tensorflow_repairs.give_scalars_an_axis(converted)
+        tensorflow_repairs.fit_scales(converted)
         try:
             simplified = optimizer.optimize_graph(converted, catch_errors=careful, optimizers=optimizers)
         except Exception:  # whatever it was: the careful attempt takes note of it

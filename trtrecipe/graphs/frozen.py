@@ -141,5 +141,5 @@ def inlined(definition: Any, outputs: Collection[str]) -> Any:
     rewrite.optimizers.append("function")
     with explained("TensorFlow cannot inline the model's functions"):
         graph = tf_optimizer.OptimizeGraph(config, meta_graph)
-    tensorflow_repairs.expand_erfc(graph)
+    tensorflow_repairs.expand_functions(graph)
     return graph

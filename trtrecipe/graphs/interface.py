@@ -108,10 +108,15 @@ def _spec(value: onnx.ValueInfoProto, role: str) -> TensorSpec:
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":
         what = (kind or "value without a type").removesuffix("_type")
-        raise StepError(f"{role} {value.name} is a {what}; only tensors are supported")
+        raise StepError(f"{role} {value.name} is of the kind {what}; only tensors are supported")
     tensor = value.type.tensor_type
     if tensor.elem_type not in DTYPES:
-        raise StepError(f"{role} {value.name} has an element type that is not supported: {tensor.elem_type}")
+        names = {number: name.lower() for name, number in TensorProto.DataType.items()}
+        kind = names.get(tensor.elem_type, str(tensor.elem_type))
+        raise StepError(
+            f"{role} {value.name} has an element type that is not supported: {kind}",
+            hint=f"Cast it inside the model; what inputs and outputs may be: {', '.join(DTYPES.values())}",
+        )
     if not tensor.HasField("shape"):
         raise StepError(
             f"the number of axes of {role} {value.name} is not known",

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from trtrecipe.errors import StepError
-from trtrecipe.graphs import frozen, saved_variables, tensorflow_refusals
+from trtrecipe.graphs import frozen, saved_variables, tensorflow_refusals, tensorflow_repairs
 from trtrecipe.graphs.frozen import END, Frozen
 from trtrecipe.graphs.tensorflow_runtime import explained, tensorflow
 
@@ -67,6 +67,7 @@ def freeze(
     placed = {name: frozen.cut_at(definition, tensor) for name, tensor in inputs.items()}
     tensorflow_refusals.require_harmless(definition, list(outputs.values()))
     frozen.settle_defaults(definition)
+    tensorflow_repairs.read_before_gathering(definition)
     needed = [*placed.values(), *outputs.values(), *saved_variables.prepare(meta_graph, list(outputs.values()))]
     # A function call is inlined only where something behind it is asked for: hence an Identity per output.
     ends = {name: f"{END}{index}" for index, name in enumerate(outputs)}

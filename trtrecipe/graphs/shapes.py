@@ -174,7 +174,12 @@ def infer(model: ModelProto) -> ModelProto:
     """
     slim, large = light(model)
     try:
-        found = shape_inference.infer_shapes(slim, check_type=True, strict_mode=True, data_prop=True)
+        try:
+            found = shape_inference.infer_shapes(slim, check_type=True, strict_mode=True, data_prop=True)
+        except shape_inference.InferenceError:
+            # Its arithmetic on shapes takes any small integers for shapes, and fails on those that have several axes
+            # ("Invalid rank for Add broadcasting", defs/math/defs.cc at v1.18.0).
+            found = shape_inference.infer_shapes(slim, check_type=True, strict_mode=True)
     except (shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError) as error:
         raise StepError(
             f"the graph's types or shapes contradict each other: {_first_lines(str(error))}",

@@ -102,6 +102,8 @@ def _shapes(inferred: ModelProto) -> dict[str, tuple[int, list[int | str]]]:
         if tensor.HasField("shape"):
             sizes = [_size_of(dim, f"{value.name}#{axis}") for axis, dim in enumerate(tensor.shape.dim)]
             found[value.name] = (tensor.elem_type, sizes)
+    for constant in graph.initializer:  # exporters ask constants for their shape, too
+        found.setdefault(constant.name, (constant.data_type, list(constant.dims)))
     return found
 
 

@@ -25,6 +25,11 @@ _FILES = re.compile(
     r"|(Create|Close|Flush|Write|Import).*(Summary|Event).*|SummaryWriter|Rpc.*|RemoteCall|_?(Host)?(Send|Recv)"
 )
 _TABLES = re.compile(r".*(HashTable|LookupTable|InitializeTable).*|AnonymousMutableDense.*")
+_CHANGES = re.compile(
+    r"Assign(Add|Sub)?(VariableOp)?|(Resource)?StridedSliceAssign|Resource(Sparse)?Apply.*|(Sparse)?Apply[A-Z].*"
+    r"|ResourceScatter.*|Scatter(Add|Div|Max|Min|Mul|Sub|Update)|ScatterNd(Add|Max|Min|Sub|Update)|(Resource)?CountUpTo"
+)
+"""Operators that change variables."""
 _STRING = (7, 107)  # DT_STRING and its reference form in TensorFlow's types.proto
 _PASSES_ON = frozenset(["Const", "Identity", "IdentityN", "Placeholder", "PlaceholderWithDefault", "StopGradient"])
 _RESTORES = frozenset(
@@ -66,6 +71,11 @@ def require_harmless(definition: Any, ends: Collection[str]) -> None:
         [node for node in everything if known[node.op] is None and node.op not in functions],
         "the model uses operators that TensorFlow does not have (custom ops)",
         "replace them by TensorFlow's own operators and export the model again",
+    )
+    _refuse(
+        [node for node in everything if _CHANGES.fullmatch(node.op)],
+        "the model changes its variables while it computes, and an engine remembers nothing from run to run",
+        "export it for inference (training=False, stateful=False), with states as inputs and outputs",
     )
     values = list(_reached(definition, ends, functions, effects=False))
     _refuse(

@@ -6,11 +6,13 @@ Every repair keeps what the model computes; one that cannot is a StepError.
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from onnx import ModelProto, helper
 
 from trtrecipe.errors import StepError
@@ -22,6 +24,7 @@ _NOT_COMPUTED = re.compile(
     "Placeholder.*|(Ref)?(Enter|Exit|Switch|Merge|NextIteration)|LoopCond|(Stateless)?(While|If|Case)|.*Call.*|FakeQuant.*"
 )
 """Operators whose results are no constants of the graph, or are not to become some."""
+_FLOAT, _BFLOAT16 = 1, 14  # TensorFlow's types.proto
 _CONVOLUTIONS = ("Conv2D", "Conv3D", "DepthwiseConv2dNative", "MatMul")
 
 
@@ -97,33 +100,136 @@ def _factors(nodes: Mapping[str, Any]) -> list[str]:
     return list(factors)
 
 
-def expand_erfc(definition: Any) -> None:
-    """Write Erfc(x), of the exact GELU, as 1 - Erf(x), in place: ONNX has Erf only."""
-    _expand_erfc(definition.node, False)
+def expand_functions(definition: Any) -> None:
+    """Write in place what ONNX has no operator for: Erfc(x), of the exact GELU, as 1 - Erf(x), Expm1(x) as Exp(x) - 1,
+    Log1p(x) as Log(1 + x)."""
+    _expand_functions(definition.node, False)
     for function in definition.library.function:
         # A function's tensors are called node:output:position, and the outputs of Erfc and Sub differ in name.
-        renamed = {f"{name}:y:0": f"{name}:z:0" for name in _expand_erfc(function.node_def, True)}
+        renamed = {f"{name}:y:0": f"{name}:z:0" for name in _expand_functions(function.node_def, True)}
         for node in function.node_def:
             reset(node.input, [renamed.get(name, name) for name in node.input])
         for result, name in list(function.ret.items()):
             function.ret[result] = renamed.get(name, name)
 
 
-def _expand_erfc(nodes: Any, in_function: bool) -> list[str]:
-    """Names of the nodes that were Erfc and are Sub now. References in a function say which output they mean."""
+_EXPANDED = {"Erfc": ("Erf", "y"), "Expm1": ("Exp", "y"), "Log1p": ("AddV2", "z")}
+"""Operator → the one inside of what it is written as, and what that calls its output."""
+
+
+def _expand_functions(nodes: Any, in_function: bool) -> list[str]:
+    """Names of the nodes that are Sub now. References in a function say which output they mean."""
     import tensorflow as tf
 
-    changed = [node for node in nodes if node.op == "Erfc"]
-    for node in changed:
-        kind = node.attr["T"]
+    subtractions = []
+    for node in [node for node in nodes if node.op in _EXPANDED]:
+        kind, (operator, output) = node.attr["T"], _EXPANDED[node.op]
         one = nodes.add(name=f"{node.name}/one", op="Const")
         one.attr["dtype"].CopyFrom(kind)
         one.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(1, dtype=kind.type))
-        erf = nodes.add(name=f"{node.name}/erf", op="Erf", input=node.input)
-        erf.attr["T"].CopyFrom(kind)
+        inner = nodes.add(name=f"{node.name}/{operator}", op=operator, input=node.input)
+        inner.attr["T"].CopyFrom(kind)
+        first, second = (f"{one.name}:output:0", f"{inner.name}:{output}:0") if in_function else (one.name, inner.name)
+        if node.op == "Log1p":
+            inner.input.append(first)
+            node.op = "Log"
+            reset(node.input, [second])
+            continue
+        reset(node.input, [first, second] if node.op == "Erfc" else [second, first])
         node.op = "Sub"
-        reset(node.input, [f"{one.name}:output:0", f"{erf.name}:y:0"] if in_function else [one.name, erf.name])
-    return [node.name for node in changed]
+        subtractions.append(node.name)
+    return subtractions
+
+
+def read_before_gathering(definition: Any) -> None:
+    """Let functions read a variable first and gather from its value then, in place.
+
+    TensorFlow's convert_variables_to_constants makes a constant of the variable and leaves a ResourceGather inside a
+    function as it is (_ResourceGather in tensorflow/python/framework/convert_to_constants.py at v2.21.0).
+    """
+    for function in definition.library.function:
+        for node in [node for node in function.node_def if node.op in ("ResourceGather", "ResourceGatherNd")]:
+            _read_before_gathering(function.node_def, node)
+
+
+def _read_before_gathering(nodes: Any, node: Any) -> None:
+    import tensorflow as tf
+
+    kind, indices, axis = node.attr["dtype"].type, node.attr["Tindices"].type, node.attr["batch_dims"].i
+    read = nodes.add(name=f"{node.name}/read", op="ReadVariableOp", input=[node.input[0]])
+    read.attr["dtype"].type = kind
+    given = [f"{read.name}:value:0", node.input[1]]
+    controls = [entry for entry in node.input if entry.startswith("^")]
+    node.attr.clear()
+    node.attr["Tparams"].type, node.attr["Tindices"].type = kind, indices
+    if node.op == "ResourceGather":
+        along = nodes.add(name=f"{node.name}/axis", op="Const")
+        along.attr["dtype"].type = tf.int32.as_datatype_enum
+        along.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(axis, dtype=tf.int32))
+        given.append(f"{along.name}:output:0")
+        node.attr["batch_dims"].i, node.attr["Taxis"].type = axis, tf.int32.as_datatype_enum
+    node.op = {"ResourceGather": "GatherV2", "ResourceGatherNd": "GatherNd"}[node.op]
+    reset(node.input, [*given, *controls])
+
+
+def widen(definition: Any) -> bool:
+    """Make FP32 of bfloat16 in place, in functions too; whether there was any.
+
+    tf2onnx makes FP16 of some of it, which overflows at 65,504, and leaves the rest as it is.
+    """
+    functions = definition.library.function
+    found = False
+    for nodes in (definition.node, *(function.node_def for function in functions)):
+        for node in nodes:
+            for value in node.attr.values():
+                found = _widen(value) or found
+    for function in functions:
+        for argument in (*function.signature.input_arg, *function.signature.output_arg):
+            if argument.type == _BFLOAT16:
+                argument.type, found = _FLOAT, True
+    return found
+
+
+def _widen(value: Any) -> bool:
+    """The same for the value of an attribute."""
+    import tensorflow as tf
+
+    inner = [each for function in (value.func, *value.list.func) for each in function.attr.values()]
+    found = sum(map(_widen, inner)) > 0  # all of them, not up to the first
+    if value.type == _BFLOAT16:
+        value.type, found = _FLOAT, True
+    if _BFLOAT16 in value.list.type:
+        reset(value.list.type, [_FLOAT if kind == _BFLOAT16 else kind for kind in value.list.type])
+        found = True
+    for tensor in (value.tensor, *value.list.tensor):
+        if tensor.dtype == _BFLOAT16:
+            tensor.CopyFrom(tf.make_tensor_proto(tf.make_ndarray(tensor).astype("float32")))
+            found = True
+    return found
+
+
+def fit_scales(graph: Any) -> None:
+    """Make the scales of each Resize of tf2onnx's `graph` reach the size that they stand for, in place, in bodies too.
+
+    tf2onnx divides the sizes and rounds to FP32: 7 / 5 becomes a little less than 1.4, and five times that 6 pixels.
+    """
+    for node in list(graph.get_nodes()):
+        for inner in (node.get_body_graphs() or {}).values():
+            fit_scales(inner)
+        if node.type != "Resize" or len(node.input) < 3 or not node.inputs[2].is_const():
+            continue
+        shape, scales = graph.get_shape(node.input[0]), node.inputs[2].get_tensor_value(as_list=False)
+        if shape and len(scales) == len(shape):
+            fitted = [_fitted(scale, size) for scale, size in zip(scales, shape, strict=True)]
+            constant = graph.make_const(f"{node.name}/scales", np.array(fitted, np.float32))
+            graph.replace_input(node, node.input[2], constant.output[0], 2)
+
+
+def _fitted(scale: Any, size: int) -> Any:
+    """The scale, or the next above it where that is what reaches a whole number of pixels."""
+    above = np.nextafter(scale, np.float32(np.inf))
+    reached, wanted = math.floor(float(scale) * size), math.floor(float(above) * size)
+    return above if size > 0 and wanted > reached else scale
 
 
 def give_scalars_an_axis(graph: Any) -> None:
@@ -183,6 +289,19 @@ def failures_noted() -> Iterator[list[str]]:
         logger.setLevel(level)
         logger.propagate = propagate
         notes.extend(handler.notes)
+
+
+def round_to_nearest(model: ModelProto) -> None:
+    """Write tf_half_pixel_for_nn, which ONNX took back with opset 13, as half_pixel, in place.
+
+    floor((x + 0.5) * scale), which is TensorFlow's nearest neighbour, is (x + 0.5) * scale - 0.5 rounded half up.
+    """
+    for node in all_nodes(model.graph):
+        if node.op_type == "Resize" and attribute(node, "coordinate_transformation_mode") == b"tf_half_pixel_for_nn":
+            names = ("coordinate_transformation_mode", "nearest_mode")
+            kept = [each for each in node.attribute if each.name not in names]
+            values = zip(names, ("half_pixel", "round_prefer_ceil"), strict=True)
+            reset(node.attribute, [*kept, *(helper.make_attribute(name, value) for name, value in values)])
 
 
 def pad_transposed_convolutions(model: ModelProto) -> None:

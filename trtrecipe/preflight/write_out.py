@@ -149,6 +149,15 @@ def _swish(writer: _Writer) -> bool:
     return True
 
 
+def _cast_like(writer: _Writer) -> bool:
+    """Cast to the type of the second input."""
+    kind = _kind(writer, 1)
+    if kind == TensorProto.UNDEFINED:
+        return False
+    writer.add("Cast", [writer.node.input[0]], to=kind)
+    return True
+
+
 def _gelu(writer: _Writer) -> bool:
     """x / 2 * (1 + erf(x / sqrt(2))), or its approximation with tanh."""
     kind, x = _kind(writer), writer.node.input[0]
@@ -210,6 +219,7 @@ def _one_hot(writer: _Writer) -> bool:
 
 
 FORMS: Mapping[str, Callable[[_Writer], bool]] = {
+    "CastLike": _cast_like,
     "Gelu": _gelu,
     "HardSwish": _hard_swish,
     "LayerNormalization": _layer_normalization,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trtrecipe.graphs.layers import Layers
     from trtrecipe.truth.source import Source
 
-VERSION = 3
+VERSION = 4
 OUTPUTS = {"onnx": "model.onnx", "layers": "layers.json"}
 NUMERIC = True  # TensorFlow and tf2onnx compute constants on the way
 
@@ -213,24 +213,37 @@ def _frozen(
 ) -> tuple[Frozen, EngineSide, list[str], Callable[[], Source], Sequence[str]]:
     """The frozen graph with the engine's names and how these differ, the paths of its Keras layers where the file names
     them, what makes the source runnable, and inputs that `params.outputs` does without."""
-    from trtrecipe.graphs import engine_side, frozen_interface
+    from dataclasses import replace
+
+    from trtrecipe.graphs import engine_side, frozen_interface, tensorflow_repairs
     from trtrecipe.truth import tensorflow_source
 
     frozen, keras, source = _read_frozen(params, path, folder)
     dropped: Sequence[str] = ()
+    notes: tuple[str, ...] = ()
+    if tensorflow_repairs.widen(frozen.graph):
+        specs = [replace(each, dtype="float32") if each.dtype == "bfloat16" else each for each in frozen.inputs]
+        frozen, notes = replace(frozen, inputs=tuple(specs)), (_WIDENED,)
     if params.outputs and params.format != "frozen_graph":
         ended = frozen_interface.cut_at(frozen, params.outputs)
         frozen, dropped = ended.frozen, ended.dropped
         if ended.inner or dropped:  # the model itself gives no such outputs, or takes more
-            read = frozen
-            source = lambda _: tensorflow_source.of_graph(read)  # noqa: E731
+            source = tensorflow_source.of_graph
     own = frozen
+    if notes:
+        source = lambda graph: replace(tensorflow_source.of_graph(graph), notes=notes)  # noqa: E731
     rename = _rename(params)
     side = engine_side.of(
         own.inputs, list(own.outputs), params.inputs, rename, lambda name: frozen_interface.layout(own, name)
     )
     called = frozen_interface.renamed(own, {**side.inputs, **side.outputs})
     return called, side, keras, lambda: source(own), dropped
+
+
+_WIDENED = (
+    "the model computes in bfloat16, which ONNX Runtime and most of TensorRT's releases do not: it becomes FP32, "
+    "and was compared in FP32"
+)
 
 
 def _rename(params: Params) -> dict[str, str]:

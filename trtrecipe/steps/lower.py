@@ -15,7 +15,7 @@ from trtrecipe.errors import StepError
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-VERSION = 3
+VERSION = 4
 OUTPUTS = {"onnx": "model.onnx", "keep": "keep.json"}
 NUMERIC = False
 PASSES = ("double-to-float", "int64-to-int32", "sort-top-k", "write-out-operators")

@@ -63,7 +63,7 @@ def trials(
         for index, spec in enumerate(specs):
             generator = np.random.Generator(np.random.PCG64([seed, run, index]))
             shape = tuple(entry if isinstance(entry, int) else known.get(entry, 1) for entry in spec.shape)
-            feeds[spec.name] = _array(spec, shape, kinds, generator, bounds)
+            feeds[spec.name] = np.asarray(_array(spec, shape, kinds, generator, bounds))  # a scalar too
         yield Trial(feeds, count)
 
 
