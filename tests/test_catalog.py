@@ -21,6 +21,7 @@ PROFILES = [
     "jetson-orin-nx",
     "jetson-agx-orin",
     "jetson-thor",
+    "cuda",
     "rtx",
     "host",
     "tflite",
@@ -46,6 +47,13 @@ def test_profiles_are_the_ones_promised_in_order() -> None:
         ("jetson-thor@7.0", ("10.13.2", "10.13.3"), "trt-10.13", 20, True, "10.1", True),
         ("jetson-thor@7.1", ("10.13.3",), "trt-10.13", 20, True, "10.1", True),
         ("jetson-agx-orin@7.2", ("10.16.2",), "trt-10.16", 24, True, "10.16", False),
+        ("cuda@8.5", ("8.5.0",), "trt-8.5", 17, False, "8.5", False),
+        ("cuda@10.0", ("10.0.0",), "trt-10.0", 17, False, "8.6", True),
+        ("cuda@10.1", ("10.1.0",), "trt-10.1", 20, False, "10.1", False),
+        ("cuda@10.3", ("10.3.0",), "trt-10.3", 20, False, "10.1", True),
+        ("cuda@10.11", ("10.11.0",), "trt-10.11", 20, False, "10.1", True),
+        ("cuda@10.12", ("10.12.0",), "trt-10.12", 20, True, "10.1", True),
+        ("cuda@11.4", ("11.4.0",), "trt-11.4", 24, True, "10.16", True),
     ],
 )
 def test_release_has_its_tensorrt_and_dialect(

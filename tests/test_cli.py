@@ -102,7 +102,7 @@ def test_the_recipe_in_the_readme_is_valid(
     (tmp_path / "digits" / "readme.yaml").write_text(text)
     code, document = run_json(capsys, "validate", tmp_path / "digits" / "readme.yaml")
     assert code == 0
-    assert document["recipes"][0]["targets"] == ["host", "rtx", "jetson-xavier-nx@5.1.4", "tx2-fp16"]
+    assert document["recipes"][0]["targets"] == ["host", "rtx", "cuda@10.3", "jetson-xavier-nx@5.1.4", "tx2-fp16"]
 
 
 def test_show(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:

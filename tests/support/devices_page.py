@@ -18,7 +18,7 @@ BEGIN, END = "<!-- table: made by tests/support/devices_page.py -->", "<!-- end 
 def table() -> str:
     """The part of the page between the marks."""
     catalog = load_catalog()
-    releases = [(profile, release) for profile in catalog.profiles for release in catalog.served(profile)]
+    releases = [(profile, release) for profile in _jetsons(catalog) for release in catalog.served(profile)]
     lines = [
         "| Profile | JetPack | L4T | TensorRT | Precisions | Opset | DLA cores | Typing | trtexec |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -49,8 +49,13 @@ def _row(catalog: Catalog, profile: Profile, release: Release) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def _jetsons(catalog: Catalog) -> list[Profile]:
+    """The profiles with JetPack releases."""
+    return [profile for profile in catalog.profiles if profile.family == "jetson"]
+
+
 def _sources(catalog: Catalog) -> Iterator[str]:
-    for profile in catalog.profiles:
+    for profile in _jetsons(catalog):
         for release in catalog.served(profile):
             yield from profile.sources
             yield from release.sources

@@ -36,7 +36,7 @@ def list_devices(as_json: Json = False) -> None:
         )
         for profile in catalog.profiles
     ]
-    typer.echo(table(("PROFILE", "COMPUTE CAPABILITY", "PRECISIONS", "DLA CORES", "JETPACK"), rows))
+    typer.echo(table(("PROFILE", "COMPUTE CAPABILITY", "PRECISIONS", "DLA CORES", "RELEASES"), rows))
     if here:
         typer.echo("")
         inventory.print_list(here)
@@ -181,7 +181,7 @@ def _print_device(document: dict[str, Any]) -> None:
     releases = document.get("releases", [])
     if releases:
         typer.echo("")
-        columns = ("JETPACK", "TENSORRT", "DIALECT", "OPSET", "PRECISIONS", "TYPING", "OPERATORS", "DLA CORES")
+        columns = ("RELEASE", "TENSORRT", "DIALECT", "OPSET", "PRECISIONS", "TYPING", "OPERATORS", "DLA CORES")
         typer.echo(table(columns, [_row(release) for release in releases]))
     else:
         accepts = document["accepts"]
@@ -196,7 +196,8 @@ def _print_device(document: dict[str, Any]) -> None:
 
 
 def _row(release: dict[str, Any]) -> tuple[str, ...]:
-    versions = dict.fromkeys(entry["tensorrt"] or "unknown" for entry in release["l4t"])
+    # A release of the tensorrt package is itself the version.
+    versions = dict.fromkeys([entry["tensorrt"] or "unknown" for entry in release["l4t"]] or [release["jetpack"]])
     if len(versions) > 1:
         tensorrt = ", ".join(f"{entry['tensorrt'] or 'unknown'} ({entry['version']})" for entry in release["l4t"])
     else:

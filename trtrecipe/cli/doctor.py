@@ -12,7 +12,17 @@ import typer
 from trtrecipe.cli.recipes import Json
 from trtrecipe.cli.render import print_json, size, table
 
-_TOOLS = ("onnx", "onnxruntime", "numpy", "pillow", "tensorflow", "tf2onnx", "ai-edge-litert", "tensorrt-rtx")
+_TOOLS = (
+    "onnx",
+    "onnxruntime",
+    "numpy",
+    "pillow",
+    "tensorflow",
+    "tf2onnx",
+    "ai-edge-litert",
+    "tensorrt",
+    "tensorrt-rtx",
+)
 _LEAST_FREE = 1 << 30
 
 
@@ -74,9 +84,6 @@ def _machine() -> list[dict[str, Any]]:
         checks.append({"check": "gpu", "status": "absent", "found": "none", "hint": hint})
         return checks
     found = f"{gpu.name}, compute capability {gpu.compute_capability}, driver for CUDA {gpu.driver}"
-    if rtx_runs_on(gpu, version("tensorrt-rtx")):
-        checks.append({"check": "gpu", "status": "ok", "found": found})
-    else:
-        hint = "the installed tensorrt-rtx does not run engines on it"
-        checks.append({"check": "gpu", "status": "absent", "found": found, "hint": hint})
-    return checks
+    runs = rtx_runs_on(gpu, version("tensorrt-rtx"))
+    check = {"check": "gpu", "status": "ok" if runs or version("tensorrt") else "absent", "found": found}
+    return [*checks, check if runs else check | {"hint": "the installed tensorrt-rtx does not run engines on it"}]

@@ -71,12 +71,18 @@ def fleet_of(devices: Sequence[Device]) -> Fleet:
 
 
 def shown_for(path: Path) -> Shown:
-    """The JetPack release that the device of a profile last showed, by the inventory that counts for a recipe."""
+    """The JetPack release that the device of a profile last showed, by the inventory that counts for a recipe; of cuda
+    the TensorRT release that is installed here."""
 
     def shown(profile_id: str) -> str | None:
         from trtrecipe.targets.catalog import load_catalog
         from trtrecipe.targets.devices import release_of
 
+        if profile_id == "cuda":
+            from trtrecipe.plan.tools import version
+
+            installed = version("tensorrt")
+            return installed and load_catalog().installed(load_catalog().look_up(profile_id)[0], installed)
         mine = [device for device in devices_for([path.absolute().parent]) if device.profile == profile_id]
         if not mine:
             return None

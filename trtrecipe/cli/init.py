@@ -150,6 +150,7 @@ def _targets(described: Description, kind: str) -> list[str]:
         "targets:",
         "  - host   # ONNX Runtime on this machine's CPU",
         "  - rtx    # TensorRT for RTX, no GPU needed",
+        "  # - cuda   # TensorRT, on a machine with an NVIDIA GPU and the tensorrt package",
     ]
     if kind == "tflite":
         lines.append("  # - tflite   # the file as it is, run by LiteRT; takes the precision that the file has")

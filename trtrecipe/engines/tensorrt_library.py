@@ -23,7 +23,7 @@ def library(module: str) -> Any:
 
 
 def version(trt: Any) -> tuple[int, ...]:
-    """The package's version as numbers, e.g. (1, 7, 1, 116)."""
+    """The package's version as numbers, e.g. (1, 7, 1, 116) or (10, 3, 0, 26)."""
     return tuple(int(part) for part in re.findall(r"\d+", trt.__version__)[:4])
 
 

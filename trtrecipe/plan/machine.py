@@ -16,6 +16,9 @@ _X86_LEVELS = (
 # Instruction sets beyond the level for which ONNX Runtime's kernels have code paths of their own.
 _EXTRAS = ("avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "asimddp", "i8mm", "bf16", "sve")
 
+# Of the driver on a PC, in WSL, and on Jetsons (the last two: PyPI jetson-stats jtop/core/gpu.py, find_igpu).
+_GPU_NODES = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvhost-gpu", "/dev/nvhost-power-gpu")
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -70,7 +73,7 @@ def _cpuinfo() -> dict[str, str]:
 
 
 def _gpu() -> Gpu | None:
-    if not Path("/dev/nvidiactl").exists() and not Path("/dev/dxg").exists():
+    if not any(Path(node).exists() for node in _GPU_NODES):
         return None
     import ctypes
 
@@ -95,6 +98,19 @@ def _gpu() -> Gpu | None:
         return None
     version = f"{driver.value // 1000}.{driver.value % 1000 // 10}"
     return Gpu(name.value.decode(errors="replace"), f"{major.value}.{minor.value}", version)
+
+
+def tensorrt_lacks(gpu: Gpu | None, installed: str | None, wanted: str, served_as: str | None) -> str | None:
+    """What this machine lacks to build and run engines of TensorRT release `wanted` ("10.3"), None where it has it.
+
+    `installed`: the version of its tensorrt package, `served_as`: the release that it is taken for.
+    """
+    needs = f"needs a machine with an NVIDIA GPU and TensorRT {wanted}; this one has "
+    if gpu is None:
+        return needs + "no GPU that the driver shows"
+    if installed is None:
+        return needs + "no tensorrt package"
+    return None if served_as == wanted else f"{needs}TensorRT {installed}"
 
 
 def rtx_runs_on(gpu: Gpu | None, release: str | None) -> bool:

@@ -11,7 +11,7 @@ from trtrecipe.data.sampling import Sampling
 from trtrecipe.errors import InputError
 from trtrecipe.plan.devices import Need
 from trtrecipe.plan.graph import Graph, RecipePlan, Step, StepOutput, TargetPlan
-from trtrecipe.plan.machine import Machine, rtx_runs_on
+from trtrecipe.plan.machine import Machine, rtx_runs_on, tensorrt_lacks
 from trtrecipe.plan.samples import sample_sources
 from trtrecipe.plan.sources import ModelSource, Source, model_format
 from trtrecipe.plan.tools import version
@@ -19,6 +19,7 @@ from trtrecipe.recipe.load import Loaded
 from trtrecipe.steps import lower, prepare
 from trtrecipe.steps.registry import STEPS
 from trtrecipe.targets import parser
+from trtrecipe.targets.catalog import load_catalog
 from trtrecipe.targets.spec import Target
 
 Inputs = dict[str, Source | StepOutput]
@@ -26,7 +27,7 @@ Inputs = dict[str, Source | StepOutput]
 # Without evaluation data, results are compared on this many samples.
 DEFAULT_SAMPLES = 32
 
-BUILDERS = {"host": "onnxruntime", "rtx": "tensorrt-rtx", "jetson": "trtexec"}
+BUILDERS = {"host": "onnxruntime", "cuda": "tensorrt", "rtx": "tensorrt-rtx", "jetson": "trtexec"}
 
 _DECIDES_THE_GRAPH = ("format", "signature", "inputs", "dims", "tags", "outputs", "rename")
 """Parameters of export that say which graph of the source it is, and what that takes and gives."""
@@ -323,17 +324,19 @@ def _plan_engine(
         assert target.release is not None and target.release.family is not None  # only such targets are served
         device = Need(target.profile.id, target.release.family)
         waits = f"is done on a {target.profile.id}, where this release of trtrecipe only builds"
+    elif family == "cuda":
+        waits = _cuda_lacks(target, machine)
     # ONNX Runtime neither builds nor verifies for a range, so that no range may be in its keys.
     ranges = {} if family == "host" else dims
     params: dict[str, Any] = {"builder": builder, "dims": ranges, "workspace": target.workspace}
     sources: Inputs = {"onnx": artifacts["onnx"]}
-    if device is not None:
+    if family in ("jetson", "cuda"):
         typed = target.dialect.strongly_typed
         params |= {"mode": target.mode, "fallback": target.fallback, "strongly_typed": typed}
         sources |= {} if typed else {"keep": keep}  # a strongly typed graph holds its precisions
     if "calibration_table" in artifacts:
         sources["table"] = artifacts["calibration_table"]
-    compiled = add.add("compile", target.label, sources, params, device=device)
+    compiled = add.add("compile", target.label, sources, params, waits if device is None else None, device=device)
     artifacts["engine"] = StepOutput(compiled, "engine")
     runs = family != "rtx" or rtx_runs_on(machine.gpu, version("tensorrt-rtx"))
     built: Inputs = {"onnx": artifacts["onnx"], "engine": artifacts["engine"]}
@@ -349,6 +352,14 @@ def _plan_engine(
         opt = {name: {"opt": span.opt} for name, span in target.dims.items()}
         add.add("benchmark", target.label, built, {"runtime": builder, "dims": opt}, waits)
     return "engine" if runs else "graph"
+
+
+def _cuda_lacks(target: Target, machine: Machine) -> str | None:
+    """What keeps this machine from building for a target of profile cuda."""
+    assert target.release is not None  # such targets always have one
+    installed = version("tensorrt")
+    served_as = None if installed is None else load_catalog().installed(target.profile, installed)
+    return tensorrt_lacks(machine.gpu, installed, target.release.jetpack, served_as)
 
 
 def _evaluation(loaded: Loaded) -> tuple[Inputs, dict[str, Any]]:

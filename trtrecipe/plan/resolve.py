@@ -109,7 +109,7 @@ class Resolver:
         elif module.NUMERIC:
             document["platform"] = {"cpu": self._machine.cpu}
         gpu = self._machine.gpu
-        if step.kind in ("verify", "benchmark") and step.params["runtime"] == "tensorrt-rtx" and gpu is not None:
+        if gpu is not None and _depends_on_gpu(step):
             document["gpu"] = {"name": gpu.name, "compute_capability": gpu.compute_capability, "driver": gpu.driver}
         if step.kind == "benchmark":
             document["machine"] = self._machine.model
@@ -153,6 +153,13 @@ class Resolver:
         except DamagedRecordError:
             return None
         return None if record is None else record.key_document
+
+
+def _depends_on_gpu(step: Step) -> bool:
+    """Whether it runs an engine on this machine's GPU, or builds one that is for that GPU alone."""
+    if step.kind == "compile":
+        return bool(step.params["builder"] == "tensorrt")
+    return step.kind in ("verify", "benchmark") and step.params["runtime"] in ("tensorrt", "tensorrt-rtx")
 
 
 def tools_of(step: Step) -> tuple[str, ...]:

@@ -10,17 +10,23 @@ from pathlib import Path
 EXTRAS = {
     **dict.fromkeys(("tensorflow", "tf2onnx", "tf-keras", "ai-edge-litert"), "tensorflow"),
     "tensorrt-rtx": "rtx",
+    "tensorrt": "cuda",
 }
 """Distribution → the extra of trtrecipe that installs it; the others come with trtrecipe itself."""
 
 _METADATA = re.compile(r"^(?P<name>[^-]+)-(?P<version>[^-]+)\.dist-info$")
 
 
+_ALSO_CALLED = {"tensorrt": tuple(f"tensorrt-cu{major}{part}" for major in (13, 12, 11) for part in ("", "-bindings"))}
+"""Distribution → others that bring the same module, and of which one alone may be installed."""
+
+
 @cache
 def version(distribution: str) -> str | None:
     """The installed version of a Python distribution; None where it is not installed."""
-    if found := _installed().get(_normal(distribution)):
-        return found
+    for name in (distribution, *_ALSO_CALLED.get(distribution, ())):
+        if found := _installed().get(_normal(name)):
+            return found
     # Reads every way of installing there is, at 20 ms for its import alone; so only what the names did not tell.
     from importlib import metadata
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _MODES = ("fp32", "fp16", "int8")
 _WITHOUT_IMPLICIT = {
     "jetson": "its networks are strongly typed, with precisions in the graph",
+    "cuda": "its networks are strongly typed, with precisions in the graph",
     "rtx": "its networks are strongly typed, with precisions in the graph",
     "host": "ONNX Runtime reads no calibration table",
     "tflite": "TensorFlow's converter reads no calibration table",
@@ -27,7 +28,8 @@ _WITHOUT_IMPLICIT = {
 
 
 Shown = Callable[[str], str | None]
-"""A profile's id → the JetPack release that the inventory's device of that profile last showed."""
+"""A profile's id → its release here: of a Jetson what the inventory's device of that profile last showed, of cuda what
+the installed tensorrt package is."""
 
 
 def target_findings(recipe: Any, catalog: Catalog | None = None, shown: Shown | None = None) -> Iterator[Finding]:
@@ -55,7 +57,7 @@ def resolve_targets(loaded: Loaded, catalog: Catalog, shown: Shown | None = None
 
 
 def _find(catalog: Catalog, spec: str, shown: Shown | None) -> tuple[Profile, Release | None]:
-    """The profile and release of a target; a profile alone is taken at what its device shows. Raises TargetError."""
+    """The profile and release of a target; a profile alone is taken at what is found of it. Raises TargetError."""
     if "@" not in spec and shown is not None:
         profile, _ = catalog.look_up(spec)
         if profile.releases and (jetpack := shown(profile.id)) is not None:

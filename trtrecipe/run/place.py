@@ -159,13 +159,16 @@ def _read_manifest(folder: Path) -> dict[str, str]:
 
 
 def _built_on(graph: Graph, result: TargetResult, store: Store) -> dict[str, Any] | None:
-    """The fingerprint of the device that the engine was built on; None where it was built here."""
+    """The fingerprint of the device that the engine was built on, or the GPU of this machine that it is for alone; None
+    where it was built here for others."""
     for step_id, outcome in result.steps:
         if step_id in result.plan.steps and graph.steps[step_id].kind == "compile":
             key = outcome.resolution.key
             record = store.records.read(key) if key is not None and outcome.resolution.outputs is not None else None
             if record is not None and "device" in record.key_document:
                 return {name: value for name, value in record.key_document["device"].items() if name != "accepts"}
+            if record is not None and "gpu" in record.key_document:
+                return dict(record.key_document["gpu"])
     return None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,11 @@ class L4T:
 
 @dataclass(frozen=True)
 class Release:
-    """One JetPack release on one profile. A release may span L4T versions with different TensorRT patches."""
+    """One JetPack release on one profile, or one release of TensorRT where the profile is of its package.
+
+    `jetpack` is what stands behind the @. A JetPack release may span L4T versions with different TensorRT patches;
+    `package` is the TensorRT version of a release of the package, which has no L4T.
+    """
 
     jetpack: str
     name: str
@@ -78,10 +82,13 @@ class Release:
     variants: tuple[str, ...]
     notes: tuple[str, ...]
     sources: tuple[str, ...]
+    package: str | None = None
 
     @property
     def tensorrt(self) -> tuple[str, ...]:
         """The TensorRT versions that it is known to ship, oldest L4T first; empty when unknown."""
+        if self.package is not None:
+            return (self.package,)
         return tuple(dict.fromkeys(entry.tensorrt for entry in self.l4t if entry.tensorrt))
 
     @property
@@ -105,9 +112,9 @@ class Variant:
 class Profile:
     """What we know of a device type.
 
-    `family` is "jetson", "rtx", "host" or "tflite"; `builder` the tool that makes its engines ("trtexec",
-    "tensorrt-rtx", "onnxruntime", "tflite"). `precisions` are the modes it computes, `fallbacks` those that it can
-    compute beside int8. `precision_notes`: what a person should know of a precision, by its name, or "fallback".
+    `family` is "jetson", "cuda", "rtx", "host" or "tflite"; `builder` the tool that makes its engines ("trtexec",
+    "tensorrt", "tensorrt-rtx", "onnxruntime", "tflite"). `precisions` are the modes it computes, `fallbacks` those that
+    it can compute beside int8. `precision_notes`: what a person should know of a precision, by its name, or "fallback".
     """
 
     id: str
@@ -124,14 +131,24 @@ class Profile:
     notes: tuple[str, ...]
     sources: tuple[str, ...]
 
+    @property
+    def released_as(self) -> str:
+        """Of what its releases are: "JetPack" or "TensorRT"."""
+        return "TensorRT" if self.family == "cuda" else "JetPack"
+
 
 @dataclass(frozen=True)
 class Catalog:
-    """All profiles in the order of `devices list`, all dialects by id, and TensorRT families refused with a reason."""
+    """All profiles in the order of `devices list`, all dialects by id, and TensorRT families refused with a reason.
+
+    `packaged`: the dialects, by id, of TensorRT releases that only profile cuda has; they follow from those in
+    `dialects`.
+    """
 
     profiles: tuple[Profile, ...]
     dialects: Mapping[str, Dialect]
     refused: Mapping[str, str]
+    packaged: Mapping[str, Dialect] = field(default_factory=dict)
 
     def find(self, spec: str) -> tuple[Profile, Release | None]:
         """The profile and release that `profile` or `profile@JetPack` names. Raises `TargetError`."""
@@ -156,12 +173,12 @@ class Catalog:
         """What the builder of that profile at that release accepts. Raises `TargetError` where it cannot be served."""
         if release is None:
             if profile.releases:
-                raise TargetError(f"{profile.id} needs a JetPack release", self._example(profile))
+                raise TargetError(f"{profile.id} needs a {profile.released_as} release", self._example(profile))
             return self.dialects["ort" if profile.family == "host" else profile.family]
         if reason := self.refusal(release):
             spec = f"{profile.id}@{release.jetpack}"
             raise TargetError(f"{spec} cannot be built for: {reason}", self._instead_of(profile, release))
-        return self.dialects[f"trt-{release.family}"]
+        return self._dialect(release.family)
 
     def refusal(self, release: Release) -> str | None:
         """Why nothing can be built for that release, or None."""
@@ -169,13 +186,27 @@ class Catalog:
             return f"which TensorRT JetPack {release.name} ships is not known"
         if release.family in self.refused:
             return self.refused[release.family]
-        if f"trt-{release.family}" not in self.dialects:
+        if f"trt-{release.family}" not in {**self.dialects, **self.packaged}:
             return f"what TensorRT {release.family} accepts is not known"
         return None
+
+    def installed(self, profile: Profile, tensorrt: str) -> str:
+        """The profile's release, as written behind the @, that an installed TensorRT ("10.3.0.26") is served as.
+
+        A newer minor release than the newest known of its major is served as that one; what is not served as any is
+        major.minor of the version itself.
+        """
+        version = [int(part) if part.isdigit() else 0 for part in tensorrt.split(".")[:2]]
+        known = [[int(part) for part in release.jetpack.split(".")] for release in profile.releases]
+        of_its_major = [each for each in known if each[0] == version[0]]
+        return ".".join(map(str, min(version, max(of_its_major)) if of_its_major else version))
 
     def served(self, profile: Profile) -> tuple[Release, ...]:
         """The profile's releases that engines can be built for, oldest first."""
         return tuple(release for release in profile.releases if self.refusal(release) is None)
+
+    def _dialect(self, family: str | None) -> Dialect:
+        return self.dialects.get(f"trt-{family}") or self.packaged[f"trt-{family}"]
 
     def _profile(self, name: str, at_jetpack: str) -> Profile:
         for profile in self.profiles:
@@ -210,18 +241,21 @@ class Catalog:
         served = [release.jetpack for release in self.served(profile)]
         releases = f"releases: {', '.join(served)}"
         if len(jetpack) > LONGEST:
-            return TargetError(f"unknown JetPack release {jetpack[:LONGEST]!r}... for {profile.id}", releases)
-        if any(release.jetpack == jetpack for other in self.profiles for release in other.releases):
-            return TargetError(f"JetPack {jetpack} does not support {profile.id}", releases)
+            unknown = f"unknown {profile.released_as} release {jetpack[:LONGEST]!r}..."
+            return TargetError(f"{unknown} for {profile.id}", releases)
+        alike = [other for other in self.profiles if other.released_as == profile.released_as]
+        if any(release.jetpack == jetpack for other in alike for release in other.releases):
+            return TargetError(f"{profile.released_as} {jetpack} does not support {profile.id}", releases)
         close = _nearest(jetpack.lower().replace(" ", "-"), served)
         hint = f"did you mean {profile.id}@{close[0]}? " if close else ""
-        return TargetError(f"unknown JetPack release {jetpack!r} for {profile.id}", hint + releases)
+        return TargetError(f"unknown {profile.released_as} release {jetpack!r} for {profile.id}", hint + releases)
 
     def _example(self, profile: Profile) -> str:
         served = self.served(profile)
         names = ", ".join(release.jetpack for release in served)
         such = f", such as {profile.id}@{served[-1].jetpack}" if served else ""
-        return f"write it as profile@JetPack{such}; releases: {names or 'none'}"
+        such += ", or install the tensorrt package" if profile.family == "cuda" else ""
+        return f"write it as profile@{profile.released_as}{such}; releases: {names or 'none'}"
 
     def _instead_of(self, profile: Profile, release: Release) -> str:
         """Where to go from a release that is refused: the nearest older one that is served, else the oldest."""
@@ -235,12 +269,18 @@ class Catalog:
 @cache
 def load_catalog() -> Catalog:
     """The catalog that ships with the package, read once per process."""
-    releases = _read("jetpack.json")
-    dialects = _read("dialects.json")
+    releases, packages = _read("jetpack.json"), _read("tensorrt.json")
+    raw = _read("dialects.json")
+    dialects = {entry["id"]: Dialect(**_frozen(entry)) for entry in raw["dialects"]}
     return Catalog(
-        profiles=tuple(_profile(raw, releases) for raw in _read("profiles.json")["profiles"]),
-        dialects={raw["id"]: Dialect(**_frozen(raw)) for raw in dialects["dialects"]},
-        refused=dialects["refused"],
+        profiles=tuple(_profile(entry, releases, packages) for entry in _read("profiles.json")["profiles"]),
+        dialects=dialects,
+        refused=raw["refused"],
+        packaged={
+            f"trt-{entry['release']}": _packaged(entry, dialects[entry["like"]], packages)
+            for entry in packages["releases"]
+            if f"trt-{entry['release']}" not in dialects
+        },
     )
 
 
@@ -262,7 +302,10 @@ def _frozen(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
 
 
-def _profile(raw: dict[str, Any], releases: Mapping[str, Any]) -> Profile:
+def _profile(raw: dict[str, Any], releases: Mapping[str, Any], packages: Mapping[str, Any]) -> Profile:
+    if raw["family"] == "cuda":
+        of_package = tuple(_release_of_package(entry["release"], packages) for entry in packages["releases"])
+        return Profile(**_frozen(raw) | {"variants": (), "releases": of_package})
     variants = tuple(Variant(**_frozen(variant)) for variant in raw["variants"])
     ids = [variant.id for variant in variants]
     found = (
@@ -284,6 +327,40 @@ def _release(raw: dict[str, Any], variants: tuple[str, ...], common_sources: lis
         variants=variants,
         notes=tuple(raw["notes"]),
         sources=(*common_sources, *raw["sources"]),
+    )
+
+
+def _release_of_package(release: str, packages: Mapping[str, Any]) -> Release:
+    """The package comes for several versions of Python and CUDA, so that a release says nothing of either."""
+    return Release(
+        jetpack=release,
+        name=release,
+        status="production",
+        l4t=(),
+        cuda=None,
+        python="",
+        variants=(),
+        notes=(),
+        sources=tuple(packages["sources"]),
+        package=f"{release}.0",
+    )
+
+
+def _packaged(raw: Mapping[str, Any], like: Dialect, packages: Mapping[str, Any]) -> Dialect:
+    assumed = like.operators_from != raw["release"]
+    notes = packages["notes"]
+    return replace(
+        like,
+        id=f"trt-{raw['release']}",
+        tensorrt=raw["release"],
+        assumed=assumed,
+        strongly_typed=raw["strongly_typed"],
+        dla=raw["dla"],
+        notes=(
+            *((notes["table"].format(table=like.operators_from),) if assumed else ()),
+            notes["strong" if raw["strongly_typed"] else "weak"],
+        ),
+        sources=tuple(dict.fromkeys((*like.sources, *packages["sources"]))),
     )
 
 
