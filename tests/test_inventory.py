@@ -46,7 +46,6 @@ def test_all_that_an_entry_may_say(tmp_path: Path) -> None:
         (HEAD + "  a: {profile: jetson-nx, ssh: h}\n", "3:16", "jetson-nx is no profile", "write"),
         (HEAD + "  a: {profile: jetson-tx2@4.6.4, ssh: h}\n", "3:16", "shows its release itself", "write jetson-tx2"),
         (HEAD + "  a: {profile: host, ssh: h}\n", "3:16", "host is not reached over SSH", "remove"),
-        (HEAD + "  a: {profile: jetson-tx2}\n", "3:3", "lacks the key ssh", "ssh: USER@HOST"),
         (HEAD + "  a: {profile: jetson-tx2, ssh: h, port: 22}\n", "3:36", "unknown key 'port'", None),
         (HEAD + "  a: {profile: jetson-tx2, ssh: h, labls: [x]}\n", "3:36", "unknown key", "did you mean labels?"),
         (HEAD + "  a: {profile: jetson-tx2, ssh: -oProxyCommand=x}\n", "3:33", "must be a destination", None),
@@ -71,7 +70,7 @@ def test_refused(tmp_path: Path, text: str, where: str, message: str, hint: str 
 
 def test_all_problems_at_once(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
-        loaded(tmp_path, HEAD + "  a: {profile: jetson-nx, ssh: -x}\n  b: {profile: host}\n")
+        loaded(tmp_path, HEAD + "  a: {profile: jetson-nx, ssh: -x}\n  b: {profile: host, seconds: 0}\n")
     assert [problem.line for problem in caught.value.problems] == [3, 3, 4, 4]
 
 

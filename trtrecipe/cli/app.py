@@ -12,7 +12,19 @@ from typing import Any
 import typer
 from typer.exceptions import TyperException
 
-from trtrecipe.cli import build, cache, devices, doctor, explain, init, inspect, plan, recipes
+from trtrecipe.cli import (
+    build,
+    bundle,
+    cache,
+    devices,
+    doctor,
+    explain,
+    import_result,
+    init,
+    inspect,
+    plan,
+    recipes,
+)
 from trtrecipe.errors import InputError, Problem, TrtrecipeError
 
 INTERRUPTED = 130
@@ -30,6 +42,8 @@ app.command("show")(recipes.show)
 app.command("plan")(plan.plan)
 app.command("build")(build.build)
 app.command("explain")(explain.explain)
+app.command("bundle")(bundle.bundle)
+app.command("import-result")(import_result.import_result)
 app.command("inspect")(inspect.inspect)
 app.command("schema")(recipes.schema)
 app.command("doctor")(doctor.doctor)

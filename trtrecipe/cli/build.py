@@ -45,11 +45,15 @@ def build(
     fleet = fleet_for(graph, paths)
     with Store(default_root()) as store, watch(sys.stderr) as listener:
         built = run_build(graph, store, machine, jobs, output, listener, fleet)
-    seconds = round(time.monotonic() - started, 3)
+    return report(graph, built, len(paths), as_json, round(time.monotonic() - started, 3))
+
+
+def report(graph: Graph, built: Built, recipes: int, as_json: bool, seconds: float) -> int:
+    """Print what was built, of so many recipe files; the exit code."""
     if as_json:
         documents = [_document(graph, built, recipe, seconds) for recipe in built.recipes]
         several = {"schema": "trtrecipe/builds/v1", "recipes": documents, "seconds": seconds}
-        print_json(documents[0] if len(paths) == 1 else several)
+        print_json(documents[0] if recipes == 1 else several)
     else:
         for recipe in built.recipes:
             if len(built.recipes) > 1:

@@ -56,10 +56,7 @@ def fleet_for(graph: Graph, paths: Sequence[Path]) -> Fleet | None:
     """The devices for these recipes; None where none of their steps needs one. Raises InputError."""
     if not any(step.device for step in graph.steps.values()):
         return None
-    devices = devices_for(path.absolute().parent for path in paths)
-    if not devices:
-        return None
-    return fleet_of(devices)
+    return fleet_of(devices_for(path.absolute().parent for path in paths))
 
 
 def fleet_of(devices: Sequence[Device]) -> Fleet:

@@ -40,6 +40,9 @@ def probed(name: str) -> dict[str, Any]:
         hint = f"did you mean {meant}?" if meant else f"there are: {', '.join(known)}" if known else None
         where = "the inventory" if known else "devices.yaml, which is neither here nor above nor in your settings"
         raise InputError.of(f"no device is called {name} in {where}", hint)
+    if device.ssh is None:
+        text = f"{name} has no ssh destination in the inventory, so nobody can look at it from here"
+        raise InputError.of(text, "what it shows is remembered when `trtrecipe import-result` takes in what it made")
     return document(device, fleet_of([device]).look(device))
 
 
@@ -85,7 +88,7 @@ def print_list(found: list[dict[str, Any]]) -> None:
         (
             each["device"],
             each["profile"],
-            each["ssh"],
+            each.get("ssh", "by bundle"),
             ", ".join(each.get("labels", ())),
             each.get("jetpack", ""),
             each.get("probe", {}).get("tensorrt") or "",
@@ -98,10 +101,11 @@ def print_list(found: list[dict[str, Any]]) -> None:
 
 def print_device(found: dict[str, Any]) -> None:
     """One device for a person."""
-    typer.echo(f"{found['device']}: {found['profile']} at {found['ssh']}")
+    typer.echo(f"{found['device']}: {found['profile']}{' at ' + found['ssh'] if 'ssh' in found else ', by bundle'}")
     probe = found.get("probe")
     if probe is None:
-        typer.echo(f"  never looked at: {NEVER.format(name=found['device'])}")
+        first = NEVER.format(name=found["device"]) if "ssh" in found else "`trtrecipe import-result` will tell"
+        typer.echo(f"  never looked at: {first}")
         return
     memory, power = probe["memory"], probe["power_mode"]
     trtexec = probe["trtexec"]

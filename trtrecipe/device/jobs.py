@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from trtrecipe.device.link import Dropped, Json, Refusal, connect
+from trtrecipe.device.link import Dropped, Json, Noted, Refusal, connect
 from trtrecipe.digest import sha256_file
 from trtrecipe.errors import StepError
 from trtrecipe.targets.buildspec import MIB
@@ -92,6 +92,18 @@ class Work:
             for path in into.values():
                 path.unlink(missing_ok=True)
             raise
+
+    def run_all(self, jobs: Sequence[tuple[Job, Mapping[str, Path]]]) -> list[Json]:
+        """`run` each, none of which depends on what another gives: for a bundle all of them are noted."""
+        results, noted = [], None
+        for job, into in jobs:
+            try:
+                results.append(self.run(job, into))
+            except Noted as each:
+                noted = each
+        if noted is not None:
+            raise noted
+        return results
 
     def _run(self, job: Job, into: Mapping[str, Path]) -> Json:
         digests = {name: sha256_file(path) for name, path in job.files.items()}

@@ -16,6 +16,10 @@ class Dropped(Unreachable):
     """The connection ended in the middle of a request: asking again may help."""
 
 
+class Noted(Unreachable):
+    """The request was noted for a bundle: what it gives comes another day."""
+
+
 class Refusal(StepError):
     """The agent's answer to a request is an error; `reason` is its word for it, `more` what else it says."""
 
@@ -49,6 +53,14 @@ class Link(Protocol):
 
 def connect(address: Mapping[str, Any]) -> Link:
     """The link that an address (`targets.devices.Device.address`) stands for; nothing is asked of it yet."""
+    if "record" in address:
+        from trtrecipe.device.recorder import Recorder
+
+        return Recorder(**address)
+    if "result" in address:
+        from trtrecipe.device.results import Results
+
+        return Results(**address)
     from trtrecipe.device.ssh import Session
 
     return Session(**address)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from trtrecipe.device import evaluator
@@ -63,37 +64,41 @@ def outputs_of_trtexec(
     work: Work,
     key: str,
     engine: Path,
-    shapes: Mapping[str, tuple[int, ...]],
-    values: Mapping[str, Path],
+    batches: Sequence[tuple[Mapping[str, tuple[int, ...]], Mapping[str, Path]]],
     dla_core: int | None,
     folder: Path,
-) -> list[Json]:
-    """One run by trtexec: its outputs as [{"name", "dimensions": "1x10", "values"}]. `values`: input → file of them.
+) -> Iterator[list[Json]]:
+    """A run by trtexec for each batch: its outputs as [{"name", "dimensions": "1x10", "values"}].
 
-    `shapes`: of inputs with an open axis. Raises StepError, Unreachable.
+    A batch: shapes of inputs with an open axis, and input → file of its values. Raises StepError, Unreachable.
     """
-    files = {f"input-{number}.bin": path for number, path in enumerate(values.values())}
-    spec = RunSpec(
-        ENGINE,
-        shapes=shapes,
-        inputs=dict(zip(values, files, strict=True)),
-        iterations=1,
-        warm_up=0,
-        dla_core=dla_core,
-        output="outputs.json",
-    )
-    found = _run(work, _key(key, "trtexec"), spec, {ENGINE: engine, **files}, {"output": "outputs.json"}, folder)
-    return list(_read(found["output"]))
+    asked = []
+    for batch, (shapes, values) in enumerate(batches):
+        files = {f"input-{number}.bin": path for number, path in enumerate(values.values())}
+        spec = RunSpec(
+            ENGINE,
+            shapes=shapes,
+            inputs=dict(zip(values, files, strict=True)),
+            iterations=1,
+            warm_up=0,
+            dla_core=dla_core,
+            output="outputs.json",
+        )
+        job = _job(work, _key(key, f"trtexec {batch}"), spec, {ENGINE: engine, **files}, {"output": "outputs.json"})
+        asked.append((job, {"output": folder / f"outputs-{batch}.json"}))
+    work.run_all(asked)
+    return (_read(into["output"]) for _, into in asked)
 
 
 def times(
     work: Work, key: str, engine: Path, shapes: Mapping[str, tuple[int, ...]], dla_core: int | None, folder: Path
-) -> tuple[list[Json], Json]:
-    """Milliseconds of every run that counts, as trtexec exports them, and the conditions (`agent.conditions`).
+) -> tuple[list[Json], Json, Json]:
+    """Milliseconds of every run that counts, as trtexec exports them; the conditions (`agent.conditions`); and the time
+    that layers take, in a run of its own: "count" of layers, "slowest" [{"name", "ms", "share"}].
 
     Raises StepError, Unreachable.
     """
-    spec = RunSpec(
+    measured = RunSpec(
         ENGINE,
         shapes=shapes,
         iterations=ITERATIONS,
@@ -102,22 +107,20 @@ def times(
         dla_core=dla_core,
         times="times.json",
     )
-    told: Json = {}
-    found = _run(work, _key(key, "times"), spec, {ENGINE: engine}, {"times": "times.json"}, folder, told)
+    profiled = RunSpec(ENGINE, shapes=shapes, seconds=1, dla_core=dla_core, profile="profile.json")
+    files, told, layers = {ENGINE: engine}, folder / "times.json", folder / "profile.json"
+    first = _job(work, _key(key, "times"), measured, files, {"times": told.name}, {"conditions": True})
+    second = _job(work, _key(key, "profile"), profiled, files, {"profile": layers.name})
+    result = work.run_all([(first, {"times": told}), (second, {"profile": layers})])[0]
     # Older releases export the runs that warm up as well.
-    counted = [entry for entry in _read(found["times"]) if entry["startComputeMs"] >= WARM_UP]
+    counted = [entry for entry in _read(told) if entry["startComputeMs"] >= WARM_UP]
     if len(counted) < 2:
         raise StepError(f"{work.name}: trtexec timed {len(counted)} runs", "look at what else the device does")
-    return counted, told["conditions"]
+    return counted, result["conditions"], _slowest(_read(layers))
 
 
-def profile(
-    work: Work, key: str, engine: Path, shapes: Mapping[str, tuple[int, ...]], dla_core: int | None, folder: Path
-) -> Json:
-    """The time that layers take: "count" of layers, "slowest" [{"name", "ms", "share"}]. Raises StepError."""
-    spec = RunSpec(ENGINE, shapes=shapes, seconds=1, dla_core=dla_core, profile="profile.json")
-    found = _run(work, _key(key, "profile"), spec, {ENGINE: engine}, {"profile": "profile.json"}, folder)
-    layers = [entry for entry in _read(found["profile"]) if "name" in entry]
+def _slowest(profile: list[Json]) -> Json:
+    layers = [entry for entry in profile if "name" in entry]
     total = sum(entry["averageMs"] for entry in layers) or 1.0
     layers.sort(key=lambda entry: -entry["averageMs"])
     return {
@@ -169,23 +172,16 @@ def _mhz(hertz: int) -> str:
     return f"{hertz / 1e6:,.0f}"
 
 
-def _run(
+def _job(
     work: Work,
     key: str,
     spec: RunSpec,
     files: Mapping[str, Path],
     outputs: Mapping[str, str],
-    folder: Path,
-    told: Json | None = None,
-) -> dict[str, Path]:
-    """Run trtexec; role → file here. `told` is given what the agent says of the job, conditions among it."""
-    arguments = run_arguments(spec, work.device["fingerprint"]["tensorrt"])
-    more = {} if told is None else {"conditions": True}
-    into = {role: folder / name for role, name in outputs.items()}
-    result = work.run(Job(key, files, arguments, outputs, more), into)
-    if told is not None:
-        told |= result
-    return into
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> Job:
+    """A run of trtexec."""
+    return Job(key, files, run_arguments(spec, work.device["fingerprint"]["tensorrt"]), outputs, more)
 
 
 def _key(key: str, what: str) -> str:

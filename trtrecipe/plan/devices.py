@@ -38,6 +38,9 @@ class Devices(Protocol):
         """What there is for `need`; the same each time, unless a device is looked at again in between."""
 
 
+PACK = "for one that SSH does not reach, `trtrecipe bundle` packs what it is to do"
+
+
 class NoDevices:
     """Without an inventory."""
 
@@ -48,7 +51,15 @@ class NoDevices:
 
 def missing(need: Need) -> str:
     """What to say where the inventory names no device for a need."""
-    return f"needs a {need.profile}: no devices.yaml beside the recipe, above it or in the user's settings names one"
+    return (
+        f"needs a {need.profile}: no devices.yaml beside the recipe, above it or in the user's settings names one, and "
+        f"nothing was imported from one; {PACK}"
+    )
+
+
+def by_bundle(need: Need) -> Device:
+    """The device that stands for what was imported for a need, where the inventory names none without `ssh`."""
+    return Device(f"{need.profile}:{need.tensorrt}", need.profile)
 
 
 def in_key(found: Fingerprint) -> dict[str, Any]:

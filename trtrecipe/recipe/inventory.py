@@ -50,7 +50,9 @@ class DeviceEntry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     profile: Text = Field(description="What kind of device it is, without a JetPack release.")
-    ssh: Annotated[str, AfterValidator(_destination)] = Field(description="Where `ssh` connects to.")
+    ssh: Annotated[str, AfterValidator(_destination)] | None = Field(
+        None, description="Where `ssh` connects to; absent where only bundles get there."
+    )
     exec: list[Word] = Field(default=[], max_length=32, description="Stands before each command, as docker exec.")
     python: Word = Field("python3", description="The Python there, 3.6 or later.")
     seconds: float = Field(DEFAULT_SECONDS, gt=0, le=7 * 24 * 3600, description="How long one build may take.")

@@ -1,21 +1,23 @@
 """The devices of an inventory during one command: what was last seen of them, and looking at them again.
 
 A device that was looked at within TRTRECIPE_PROBE_AGE seconds (600 unless set) is taken as it was, unless something is
-to run on it. One that cannot be reached is taken as it was last seen, which serves finished work.
+to run on it. One that cannot be reached is taken as it was last seen, which serves finished work; so is one that only
+bundles reach, whose results were imported.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from trtrecipe.errors import InputError, StepError
-from trtrecipe.plan.devices import Assigned, Need, missing
+from trtrecipe.plan.devices import PACK, Assigned, Need, by_bundle, missing
 from trtrecipe.store import devices as state
 from trtrecipe.targets.devices import Device, Fingerprint, Seen, family, fingerprint, lacks
 
@@ -52,10 +54,18 @@ def age_from_environment() -> float:
 class Fleet:
     """`plan.devices.Devices` of an inventory."""
 
-    def __init__(self, devices: Sequence[Device], root: Path, age: float, look: Probe = probe) -> None:
+    def __init__(
+        self,
+        devices: Sequence[Device],
+        root: Path,
+        age: float,
+        look: Probe = probe,
+        seen: Mapping[str, Seen] = MappingProxyType({}),
+    ) -> None:
+        """`seen`: what this command knows of devices, by name, without looking at them."""
         self._devices, self._root, self._age, self._look = tuple(devices), root, age, look
-        self._seen: dict[str, Seen | None] = {}
-        self._fresh: set[str] = set()
+        self._seen: dict[str, Seen | None] = dict(seen)
+        self._fresh: set[str] = set(seen)
         """Names of devices that this command has looked at."""
         self._problems: dict[str, str] = {}
 
@@ -66,7 +76,8 @@ class Fleet:
             return Assigned(None, None, missing(need))
         judged = [(device, *self._judge(device, need)) for device in mine]
         best = [one for one in judged if one[1] is not None and one[2] is None]
-        best += [one for one in judged if one[1] is not None]
+        # Of those out of reach the one last heard of: what was imported from it is what there is.
+        best += sorted((one for one in judged if one[1] is not None), key=lambda one: -self._at(one[0]))
         if best:
             return Assigned(*best[0])
         problems = [problem for _, _, problem in judged if problem]
@@ -88,7 +99,8 @@ class Fleet:
         wanted = list(dict.fromkeys(needs))
         devices = [device for need in wanted if (device := self.assigned(need).device) is not None]
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(self._look_at, (d for d in dict.fromkeys(devices) if d.name not in self._fresh)))
+            unseen = (d for d in dict.fromkeys(devices) if d.name not in self._fresh and not _is_bundled(d))
+            list(pool.map(self._look_at, unseen))
         self.settle(wanted)
         return len(self._fresh) > before
 
@@ -109,6 +121,8 @@ class Fleet:
     def _candidates(self, need: Need) -> list[Device]:
         """Devices of the profile: those last seen to fit first, then those never seen, in the inventory's order."""
         mine = [device for device in self._devices if device.profile == need.profile]
+        if self.seen(imported := by_bundle(need)) is not None:
+            mine.append(imported)
         return sorted(mine, key=lambda device: self._rank(device, need))
 
     def _rank(self, device: Device, need: Need) -> int:
@@ -128,8 +142,12 @@ class Fleet:
                 return None
         return None
 
+    def _at(self, device: Device) -> float:
+        seen = self.seen(device)
+        return 0.0 if seen is None else seen.at
+
     def _is_recent(self, device: Device) -> bool:
-        if device.name in self._fresh:
+        if device.name in self._fresh or _is_bundled(device):
             return True
         seen = self.seen(device)
         return seen is not None and 0 <= time.time() - seen.at < self._age
@@ -146,7 +164,9 @@ class Fleet:
         seen = self.seen(device)
         away = self._problems.get(device.name)
         if away is not None:
-            away = f"{device.name} cannot be used now: {away}"
+            away = f"{device.name} cannot be used now: {away}; {PACK}"
+        elif _is_bundled(device):
+            away = f"{device.name} is not reached over SSH: `trtrecipe bundle` packs what it is to do"
         if seen is None:
             return None, away
         found = fingerprint(seen.probe)
@@ -159,6 +179,11 @@ class Fleet:
         if away is not None:
             away += f"; last seen {when(seen.at)} with TensorRT {found.tensorrt}, L4T {found.l4t}"
         return found, away
+
+
+def _is_bundled(device: Device) -> bool:
+    """Whether nothing but a bundle gets there."""
+    return device.ssh is None and not device.result
 
 
 def when(at: float) -> str:

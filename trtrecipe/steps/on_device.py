@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -97,8 +96,7 @@ def benchmark(
     first = graph.inputs[0].shape[0] if graph.inputs and graph.inputs[0].shape else 1
     batch = batch_size(graph, 1 if isinstance(first, int) else dims[first])
     with Work(device, say) as work, TemporaryDirectory(prefix="trtrecipe-") as name:
-        entries, conditions = measure.times(work, key, engine, opened, dla_core, Path(name))
-        layers = measure.profile(work, key, engine, opened, dla_core, Path(name))
+        entries, conditions, layers = measure.times(work, key, engine, opened, dla_core, Path(name))
     shown = device["fingerprint"]
     found = _figures(entries, batch)
     return {
@@ -192,21 +190,24 @@ def _by_trtexec(
     """A process for each batch; outputs, notes, and what ran them."""
     narrow = int(work.device["fingerprint"]["tensorrt"].partition(".")[0]) < 10
     kinds = {spec.name: spec.dtype for spec in graph.outputs}
-    numbers = itertools.count()
-
-    def run(feeds: Mapping[str, Array]) -> dict[str, Array]:
+    asked, sizes = [], list[Batch]()
+    for batch in batches:
         files, shapes = {}, {}
         for number, spec in enumerate(graph.inputs):
-            feed = _little(feeds[spec.name])
+            feed = _little(batch.feeds[spec.name])
             feed = feed.astype(_NARROWER[spec.dtype]) if narrow and spec.dtype in _NARROWER else feed
-            files[spec.name] = folder / f"input-{number}.bin"
+            files[spec.name] = folder / f"input-{len(sizes)}-{number}.bin"
             files[spec.name].write_bytes(feed.tobytes())
             if not all(isinstance(axis, int) for axis in spec.shape):
                 shapes[spec.name] = feed.shape
-        told = measure.outputs_of_trtexec(work, f"{key}-{next(numbers)}", engine, shapes, files, dla_core, folder)
-        return {entry["name"]: _exported(entry, kinds, work.name) for entry in told}
+        asked.append((shapes, files))
+        sizes.append(Batch({}, batch.size, batch.count))
+    told = measure.outputs_of_trtexec(work, key, engine, asked, dla_core, folder)
 
-    collected, notes = outputs.collect(run, batches)
+    def run(_: Mapping[str, Array]) -> dict[str, Array]:
+        return {entry["name"]: _exported(entry, kinds, work.name) for entry in next(told)}
+
+    collected, notes = outputs.collect(run, sizes)
     return collected, notes, {"evaluated_by": "trtexec"}
 
 

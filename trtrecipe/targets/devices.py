@@ -16,21 +16,29 @@ DEFAULT_SECONDS = 4 * 3600
 class Device:
     """One device of the inventory.
 
-    `profile` is a profile's id; `ssh` a destination as the OpenSSH client takes it. `exec` stands before every command
-    there, as ("docker", "exec", "-i", "NAME"). `python`: the interpreter there. `seconds`: how long a build may take.
+    `profile` is a profile's id; `ssh` a destination as the OpenSSH client takes it, None where only bundles get there.
+    `exec` stands before every command there, as ("docker", "exec", "-i", "NAME"). `python`: the interpreter there.
+    `seconds`: how long a build may take. `result`: folders with what a bundle gave there, for the one command that
+    imports them; `changed`: step → in words, what has changed since that bundle was made.
     """
 
     name: str
     profile: str
-    ssh: str
+    ssh: str | None = None
     exec: tuple[str, ...] = ()
     python: str = "python3"
     seconds: float = DEFAULT_SECONDS
     labels: tuple[str, ...] = ()
+    result: tuple[str, ...] = ()
+    changed: tuple[tuple[str, str], ...] = ()
 
     @property
     def address(self) -> dict[str, Any]:
         """What leads there, and so which device it is: a name may be given to another one."""
+        if self.result:
+            return {"result": list(self.result), "changed": dict(self.changed)}
+        if self.ssh is None:
+            return {"bundle": self.name, "profile": self.profile}
         return {"ssh": self.ssh, "exec": list(self.exec), "python": self.python}
 
 
