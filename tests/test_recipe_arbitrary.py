@@ -71,7 +71,7 @@ targets:
     model: {dims: {batch: {min: 1, opt: 1, max: 1}, size: {min: 8, opt: 8, max: 8}}}
     build: {workspace: 1GiB}
     gates: {accuracy: {max_drop: 0.2}}
-build: {workspace: 512MiB}
+build: {workspace: 512MiB, dla: {core: 0, gpu_fallback: true}}
 """
 """Every key of the language but those of FORMS."""
 FORMS = {

@@ -133,7 +133,7 @@ def test_accepted(tmp_path: Path, old: str, new: str) -> None:
         ("dtype:", "type:", "8:38", "unknown key 'type' in model.inputs.image", "did you mean dtype?"),
         ("arrays: {image: x_t", "aray: 1, arrays: {image: x_t", "17:25", "unknown key 'aray' in calibration.data", "did you mean arrays?"),
         ("{mode: fp16}", "{mode: fp16, dla: 1}", "31:29", "unknown key 'dla' in targets[2].precision", "the keys here are mode, fallback, quantization, keep and search"),
-        ("workspace: 1GiB", "threads: 1", "32:9", "unknown key 'threads' in build", "the only key here is workspace"),
+        ("workspace: 1GiB", "threads: 1", "32:9", "unknown key 'threads' in build", "the keys here are workspace and dla"),
         ("schema: trtrecipe/v1\n", "", "1:1", "the recipe lacks the key schema", "add schema: trtrecipe/v1"),
         ("  mode: int8\n", "", "11:1", "precision lacks the key mode", "add mode: fp16"),
         ("min: 1, ", "", "10:5", "model.dims.batch lacks the key min", "add min: 1"),
@@ -181,7 +181,7 @@ def test_accepted(tmp_path: Path, old: str, new: str) -> None:
         ("scale: 0.0625", "scale: 0", "15:11", "preprocess.image[0] must have a scale other than 0", None),
         ("[batch, 8, 8, 1]", "batch", "8:20", "model.inputs.image.shape is 'batch': it must be a list", "write [batch]"),
         ("  image: [{scale: 0.0625}]", "  image: {scale: 1}", "15:10", "preprocess.image is a mapping: it must be a list", "write it as [a, b, c], or one '- item' a line"),
-        ("{workspace: 1GiB}", "fast", "32:8", "build is 'fast': it must be a mapping", "it takes the key workspace"),
+        ("{workspace: 1GiB}", "fast", "32:8", "build is 'fast': it must be a mapping", "it takes the keys workspace and dla"),
         ("{mode: fp16}", "fp16", "31:16", "targets[2].precision is 'fp16': it must be a mapping", "it takes the keys mode, fallback, quantization, keep and search"),
         ("{npz: data.npz, arrays: {image: x_train}}", "{npy: {}}", "17:15", "calibration.data.npy must hold at least one item", None),
         # blocks

@@ -29,6 +29,8 @@ from typing import Any
 import pytest
 
 from support import trtexec_surrogate
+from trtrecipe.targets.catalog import load_catalog
+from trtrecipe.targets.devices import dla_cores
 
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 
@@ -217,7 +219,8 @@ class TestDevice:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
         if not self.trtexec.exists() or kind.tensorrt != self.kind.tensorrt:
-            trtexec_surrogate.install(self.trtexec, kind.tensorrt)  # type: ignore[no-untyped-call]  # it becomes a program for old Pythons
+            cores = dla_cores(load_catalog().look_up(kind.profile)[0], kind.memory << 10) or 0
+            trtexec_surrogate.install(self.trtexec, kind.tensorrt, cores)  # type: ignore[no-untyped-call]  # it becomes a program for old Pythons
 
     def fault(self, **faults: Any) -> None:
         """What the connection does next."""

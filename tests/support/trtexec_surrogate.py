@@ -3,17 +3,19 @@
 `install(path, "8.5.2")` writes it as an executable that knows exactly the flags of that release (from the package's
 own data, which is made from trtexec's option parser), refuses the rest as trtexec does, reads values as trtexec's
 parser does, refuses opsets and operators above the release's table, and calibration tables that do not fit the network.
+Which layers its DLA takes is made up (ON_DLA); how it is told is not (`place`).
 Beside it may lie `<path>.faults.json`:
 
     seconds: how long the build takes          hang: never ends, deaf to SIGTERM
-    memory: bytes; a larger workspace fails with cudaErrorMemoryAllocation
     do: words for the shell, run in the middle of the build
     refuse_timing: fails by a timing cache that is rubbish
+    memory: bytes; a larger workspace fails with cudaErrorMemoryAllocation
     out_of_memory_killer: like memory, by SIGKILL    signal: dies by that signal
     fail: text of an error to end with          full_disk: writes half an engine, fails
     silent_disk: writes nothing, succeeds       banner: another release's number
     says: warnings                              lines: so many more lines of log
     real: builds with TensorRT for RTX instead of the marked fake
+    run_fail: like fail, of a run           nan: runs give NaN         milliseconds: what a run takes, on paper, by precision
 
 Each start and end is appended to `<path>.calls.jsonl`. Log lines, messages and exit status as in
 github.com/NVIDIA/TensorRT samples/trtexec/trtexec.cpp, samples/common/logging.h and sampleOptions.cpp
@@ -25,16 +27,17 @@ import os
 import re
 import signal
 import struct
-import sys
 import subprocess
+import sys
 import time
 
 TABLE = None  # the release's table, written in by `install`
 REPEATED = ("--plugins", "--staticPlugins")
+ON_DLA = ("Conv", "Gemm", "Relu", "Clip", "Sigmoid", "Tanh", "MaxPool", "AveragePool", "Add", "Mul", "Sub")
 
 
-def install(path, tensorrt):
-    """Write the executable for TensorRT `tensorrt`, and an empty list of calls."""
+def install(path, tensorrt, dla_cores=0):
+    """Write the executable for TensorRT `tensorrt` on a device with so many DLA cores, and an empty list of calls."""
     from trtrecipe.targets.catalog import load_catalog, operators
     from trtrecipe.targets.trtexec import record
 
@@ -42,6 +45,7 @@ def install(path, tensorrt):
     dialect = load_catalog().dialects.get("trt-" + known.tensorrt)
     table = {
         "tensorrt": tensorrt,
+        "dla_cores": dla_cores,
         "flags": dict(known.flags),
         "values": {flag: list(words) for flag, words in known.values.items()},
         "fractions": known.means["workspace"]["fractions"],
@@ -142,9 +146,6 @@ def number(tensorrt):
     return major * (1000 if major < 10 else 10000) + minor * 100 + patch
 
 
-def note(event):
-    with open(os.path.abspath(__file__) + ".calls.jsonl", "a") as calls:
-        call = {"event": event, "pid": os.getpid(), "time": time.time(), "argv": sys.argv[1:]}
 def read_bytes(path):
     try:
         with open(path, "rb") as source:
@@ -153,6 +154,9 @@ def read_bytes(path):
         return b""
 
 
+def note(event):
+    with open(os.path.abspath(__file__) + ".calls.jsonl", "a") as calls:
+        call = {"event": event, "pid": os.getpid(), "time": time.time(), "argv": sys.argv[1:]}
         calls.write(json.dumps(call) + "\n")
 
 
@@ -220,6 +224,52 @@ def check_table(path, tensors, table):
             raise Refused("[TRT] calibration table: no tensor for " + line)
 
 
+def check_dla(options, table):
+    """As samples/common/sampleEngines.cpp does: nothing but the core is refused, FP16 goes without saying."""
+    if options.get("--useDLACore", -1) >= table["dla_cores"]:
+        raise Refused("Cannot create DLA engine, {} not available".format(options["--useDLACore"]))
+
+
+def place(options, table):
+    """Say what runs where, as each release does; a layer that must not fall back ends the build."""
+    import onnx
+
+    graph = onnx.load(options["--onnx"], load_external_data=False).graph
+    low, high = options.get("--minShapes", {}), options.get("--maxShapes", {})
+    core = options.get("--useDLACore", -1)
+    parts = []
+    for node in graph.node:
+        name, on_dla = node.name or node.op_type, core >= 0 and node.op_type in ON_DLA
+        if on_dla and low != high:
+            log("W", f"[TRT] DLA Layer {name} does not support dynamic shapes in any dimension.")
+            on_dla = False
+        if core >= 0 and not on_dla:
+            if "--allowGPUFallback" not in options:
+                raise Refused(
+                    "[TRT] 2: Error Code 2: Internal Error (Assertion allowGPUFallback failed. "
+                    f"Layer '{name}' is not supported on DLA but GPU fallback is not enabled.)"
+                )
+            kind = node.op_type.upper()
+            log("W", f"[TRT] Layer '{name}' ({kind}): Unsupported on DLA. Switching this layer's device type to GPU.")
+        if on_dla and parts and parts[-1][0]:
+            parts[-1][1].append(name)
+        else:
+            parts.append((on_dla, [name], node.op_type.upper()))
+    release = tuple(int(part) for part in table["tensorrt"].split(".")[:2])
+    severity, typed = "V" if release >= (10, 0) else "I", release >= (8, 4)
+    if severity == "V" and "--verbose" not in options:
+        return
+    if severity == "I":
+        log(severity, "[TRT] ---------- Layers Running on DLA ----------")
+    for _, names, _ in (part for part in parts if part[0]):
+        inside = names[0] if len(names) == 1 else f"{names[0]}...{names[-1]}"
+        log(severity, f"[TRT] [DlaLayer] {{ForeignNode[{inside}]}}")
+    if severity == "I":
+        log(severity, "[TRT] ---------- Layers Running on GPU ----------")
+    for _, names, kind in (part for part in parts if not part[0]):
+        log(severity, f"[TRT] [GpuLayer] {kind + ': ' if typed else ''}{names[0]}")
+
+
 def engine(path, options, table, faults):
     if faults.get("real"):
         from pathlib import Path
@@ -255,6 +305,8 @@ def build(options, table, faults):
     network = load(options["--onnx"])
     check_network(network, options, table)
     log("I", "Finish parsing network model")
+    check_dla(options, table)
+    place(options, table)
     if options.get("--int8") and "--calib" not in options and "QuantizeLinear" not in network[1]:
         log("W", "Int8 calibrator is NULL. Placeholder dynamic ranges are set.")
     workspace = options.get("workspace", 16 << 20)
@@ -276,6 +328,8 @@ def build(options, table, faults):
             log("V", "[TRT] *************** Autotuning format combination: Float(64,1) -> Float(10,1) ***************")
             log("V", f"[TRT] --------------- Timing Runner: {name} (CaskConvolution[0x80000009])")
         time.sleep(seconds / len(network[0]))
+    if "do" in faults:
+        subprocess.run(["/bin/sh", "-c", faults["do"]], check=True)
     for line in faults.get("says", ()):
         log("W", f"[TRT] {line}")
     for line in range(faults.get("lines", 0)):
@@ -290,6 +344,8 @@ def build(options, table, faults):
         while True:
             time.sleep(1)
     if "--timingCacheFile" in options:
+        if faults.get("refuse_timing") and b"rubbish" in read_bytes(options["--timingCacheFile"]):
+            raise Refused("TimingCache creation failed")
         with open(options["--timingCacheFile"], "ab") as cache:
             cache.write(b"timed\n")
     if not faults.get("silent_disk"):
@@ -300,53 +356,98 @@ def build(options, table, faults):
             json.dump({"Layers": network[0], "Bindings": sorted(network[2])[:2]}, out)
 
 
-def run(options):
-    """The fake engine carries its ONNX, which ONNX Runtime runs; times are made up."""
-    import numpy as np
-    import onnxruntime
-
-    with open(options["--loadEngine"], "rb") as source:
+def network_of(path):
+    """What an engine was told, and its ONNX. Raises Refused for what is no engine of this program."""
+    with open(path, "rb") as source:
         data = source.read()
     if b"SURROGATE ENGINE\n" not in data:
         raise Refused("[TRT] 1: [stdArchiveReader.cpp] Serialization assertion magicTagRead == kMAGIC_TAG failed.")
-    session = onnxruntime.InferenceSession(data.partition(b"SURROGATE ENGINE\n")[2].split(b"\n", 2)[2])
+    told, _, network = data.partition(b"SURROGATE ENGINE\n")[2].split(b"\n", 2)
+    return json.loads(told), network
+
+
+def feed(value, options, told, table):
+    """The values of one input: from its file, else random."""
+    import numpy as np
+
+    kind = {"float": "float32", "float16": "float16", "double": "float64"}.get(value.type[7:-1], value.type[7:-1])
+    stored = "int32" if kind == "int64" and number(table["tensorrt"]) < 90000 else kind
+    opened = any(isinstance(axis, str) for axis in value.shape)
+    sizes = options.get("--shapes", {}).get(value.name, [1 if isinstance(d, str) else d for d in value.shape])
+    low, high = (told.get(flag, {}).get(value.name, sizes) for flag in ("--minShapes", "--maxShapes"))
+    if opened and not all(a <= size <= b for a, size, b in zip(low, sizes, high, strict=True)):
+        raise Refused(f"[TRT] 3: [executionContext.cpp] {value.name}: supplied dimensions {sizes} are out of range")
+    path = options.get("--loadInputs", {}).get(value.name)
+    if path is None:
+        return np.random.default_rng(0).uniform(-1, 1, sizes).astype(kind)
+    array = np.fromfile(path, stored)
+    if array.size != np.prod(sizes):
+        raise Refused(f"{path}: the file holds {array.size} values, {value.name} needs {np.prod(sizes)}")
+    return array.reshape(sizes).astype(kind)
+
+
+def shown(values):
+    """Values as C++ streams print them, six digits."""
+    return ", ".join(f"{float(v):g}" if v.dtype.kind == "f" else str(int(v)) for v in values.ravel())
+
+
+def times(count, milliseconds, table):
+    """As trtexec exports them; the oldest releases name copies otherwise."""
+    into, back = ("In", "Out") if number(table["tensorrt"]) < 8400 else ("H2d", "D2h")
+    for index in range(count):
+        start, compute = 500 + index * milliseconds, milliseconds * (0.8 + index % 10 / 100)
+        entry = {f"start{into}Ms": start, "startComputeMs": start + 0.1, "computeMs": compute}
+        entry.update({f"end{into}Ms": start + 0.1, "endComputeMs": start + 0.1 + compute})
+        entry.update({f"start{back}Ms": start + 0.1 + compute, f"end{back}Ms": start + 0.2 + compute})
+        yield {**entry, "latencyMs": compute + 0.2, f"{into[0].lower()}{into[1:]}Ms": 0.1}
+
+
+def run(options, table, faults):
+    """The fake engine carries its ONNX, which ONNX Runtime runs; times are made up: `milliseconds` a run."""
+    import numpy as np
+    import onnx
+    import onnxruntime
+
+    if "run_fail" in faults:
+        raise Refused(faults["run_fail"])
+    told, network = network_of(options["--loadEngine"])
+    session = onnxruntime.InferenceSession(network)
     log("I", "Engine loaded in 0.001 sec.")
-    feeds, random = {}, np.random.default_rng(0)
-    for value in session.get_inputs():
-        sizes = options.get("--shapes", {}).get(value.name, [1 if isinstance(d, str) else d for d in value.shape])
-        path = options.get("--loadInputs", {}).get(value.name)
-        array = np.fromfile(path, np.float32) if path else random.uniform(-1, 1, sizes).astype(np.float32)
-        if array.size < np.prod(sizes):
-            raise Refused(f"{path}: the file holds less than {value.name} needs")
-        feeds[value.name] = array[: np.prod(sizes)].reshape(sizes) if path else array
+    feeds = {value.name: feed(value, options, told, table) for value in session.get_inputs()}
     if set(options.get("--loadInputs", {})) - set(feeds):
         raise Refused("Invalid tensor names found in --loadInputs flag.")
     outputs = session.run(None, feeds)
+    if faults.get("nan"):
+        outputs = [np.full_like(array, np.nan) if array.dtype.kind == "f" else array for array in outputs]
     names = [value.name for value in session.get_outputs()]
     iterations = int(options.get("--iterations", 10))
+    nodes = onnx.load_from_string(network).graph.node
+    layers = [node.name or node.op_type for node in nodes]
+    int8 = "--int8" in told or any(node.op_type == "QuantizeLinear" for node in nodes)
+    takes = faults.get("milliseconds", {}).get("int8" if int8 else "float", 1.0)
     exports = {
-        "--exportOutput": [
-            {
-    if "do" in faults:
-        subprocess.run(["/bin/sh", "-c", faults["do"]], check=True)
-                "name": name,
-                "dimensions": "x".join(map(str, array.shape)),
-                "values": [float(f"{v:g}") for v in array.flat],
-            }
+        "--exportOutput": "[\n  "
+        + ", ".join(
+            '{{ "name" : "{}"\n  , "dimensions" : "{}"\n  , "values" : [ {} ]\n  }}\n'.format(
+                name, "x".join(map(str, array.shape)), shown(array)
+            )
             for name, array in zip(names, outputs, strict=True)
-        ],
-        "--exportTimes": [
-            {"computeMs": 1.0, "latencyMs": 1.0 + n / 1000, "h2dMs": 0, "d2hMs": 0} for n in range(iterations)
-        ],
-        "--exportProfile": [{"count": iterations}, {"name": "all", "timeMs": 1.0, "averageMs": 1.0, "percentage": 100}],
-        "--exportLayerInfo": {"Layers": ["all"], "Bindings": names},
+        )
+        + "]\n",
+        "--exportTimes": json.dumps(list(times(iterations, takes, table))),
+        "--exportProfile": json.dumps(
+            [{"count": iterations}]
+            + [
+                {"name": name, "timeMs": index * iterations, "averageMs": index, "percentage": 1}
+                for index, name in enumerate(layers, 1)
+            ]
+        ),
+        "--exportLayerInfo": json.dumps({"Layers": layers, "Bindings": names}),
     }
-    for flag, value in exports.items():
+    for flag, text in exports.items():
         if flag in options:
-        if faults.get("refuse_timing") and b"rubbish" in read_bytes(options["--timingCacheFile"]):
-            raise Refused("TimingCache creation failed")
             with open(options[flag], "w") as out:
-                json.dump(value, out)
+                out.write(text)
 
 
 def main():
@@ -364,7 +465,7 @@ def main():
     try:
         options = parse(sys.argv[1:], TABLE)
         if "--loadEngine" in options:
-            run(options)
+            run(options, TABLE, faults)
         else:
             build(options, TABLE, faults)
     except Refused as refusal:

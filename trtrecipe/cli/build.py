@@ -87,6 +87,7 @@ def _target_document(graph: Graph, built: Built, recipe: RecipeResult, result: T
         "precision": result.chosen if result.candidates else result.plan.target.mode,
         "kept": list(result.kept) or None,
         "search": result.search,
+        "dla": result.dla,
         "candidates": [
             {
                 "precision": each.plan.target.mode,

@@ -9,7 +9,7 @@ import typer
 
 from trtrecipe.cli.recipes import Json
 from trtrecipe.cli.render import present, print_json, table
-from trtrecipe.targets.catalog import Catalog, Dialect, Profile, Release, load_catalog
+from trtrecipe.targets.catalog import Catalog, Dialect, Profile, Release, dla_cores, load_catalog
 
 app = typer.Typer(help="The devices that recipes can name.")
 
@@ -126,7 +126,6 @@ def _device(catalog: Catalog, profile: Profile, only: Release | None) -> dict[st
 def _release(catalog: Catalog, profile: Profile, release: Release) -> dict[str, Any]:
     reason = catalog.refusal(release)
     dialect = None if reason else catalog.dialect(profile, release)
-    cores = {variant.id: variant.dla_cores for variant in profile.variants if variant.id in release.variants}
     return {
         "jetpack": release.jetpack,
         "status": release.status,
@@ -135,7 +134,7 @@ def _release(catalog: Catalog, profile: Profile, release: Release) -> dict[str, 
         "python": release.python,
         "refused": reason,
         "accepts": dialect and _accepts(profile, dialect),
-        "dla_cores": dialect and {id: count if dialect.dla else 0 for id, count in cores.items()},
+        "dla_cores": dialect and dla_cores(profile, release, dialect),
         "notes": list(release.notes),
         "sources": list(release.sources),
     }

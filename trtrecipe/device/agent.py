@@ -74,7 +74,7 @@ PLACED = re.compile(r"\[(Dla|Gpu)Layer\] (.+?),?\s*$")
 Seen in github.com/NVIDIA-AI-IOT/jetson_dla_tutorial README.md (8.4), in users' logs of 8.2.1 (Nano) and of 10.3.0
 (AGX Orin, `--verbose`)."""
 NOT_ON_DLA = re.compile(r"[Ll]ayer '?(.+?)'? is not supported on DLA(?!,? *falling back)")
-"""What ends a build without GPU fallback: "Layer 'x' is not supported on DLA but GPU fallback is not enabled" (10.3)."""
+"""What ends a build without fallback: "Layer 'x' is not supported on DLA but GPU fallback is not enabled" (10.3)."""
 PARTS_KEPT = 400
 """Names that are kept of what runs on DLA, and as many of what runs on the GPU."""
 

@@ -13,10 +13,11 @@ from trtrecipe.targets.trtexec import record
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """A device of the profile (its id) whose TensorRT is of that family, such as "8.5"."""
+    """A device of the profile (its id) whose TensorRT is of that family, such as "8.5", with that DLA core, if any."""
 
     profile: str
     tensorrt: str
+    dla_core: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -322,7 +322,8 @@ def _plan_engine(
     waits, device = None, None
     if family == "jetson":
         assert target.release is not None and target.release.family is not None  # only such targets are served
-        device = Need(target.profile.id, target.release.family)
+        core = target.dla.core if target.dla is not None else None
+        device = Need(target.profile.id, target.release.family, core)
         waits = f"is done on a {target.profile.id}, where this release of trtrecipe only builds"
     elif family == "cuda":
         waits = _cuda_lacks(target, machine)
@@ -332,7 +333,8 @@ def _plan_engine(
     sources: Inputs = {"onnx": artifacts["onnx"]}
     if family in ("jetson", "cuda"):
         typed = target.dialect.strongly_typed
-        params |= {"mode": target.mode, "fallback": target.fallback, "strongly_typed": typed}
+        dla = None if target.dla is None else asdict(target.dla)
+        params |= {"mode": target.mode, "fallback": target.fallback, "strongly_typed": typed, "dla": dla}
         sources |= {} if typed else {"keep": keep}  # a strongly typed graph holds its precisions
     if "calibration_table" in artifacts:
         sources["table"] = artifacts["calibration_table"]

@@ -50,6 +50,7 @@ EXAMPLES = {
     "normalize": "normalize: {mean: [0.5], std: [0.5]}",
     "mean": "mean: [0.5]",
     "std": "std: [0.5]",
+    "core": "core: 0",
 }
 """How each required key may look."""
 

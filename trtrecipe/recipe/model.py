@@ -482,10 +482,20 @@ class Gates(_Closed):
     size: Size | None = Field(None, description="Largest engine file.")
 
 
+class DlaCore(_Closed):
+    """A core of the deep learning accelerator that Xavier and Orin have beside their GPU."""
+
+    core: int = Field(ge=0, le=15, description="Which core; they count from 0.")
+    gpu_fallback: bool = Field(True, description="Whether layers that DLA does not take may run on the GPU.")
+
+
 class Build(_Closed):
     """Settings of the engine builder."""
 
     workspace: Size | None = Field(None, description="Memory that tactics may use.")
+    dla: DlaCore | None = Field(
+        None, description="Build for DLA: precision fp16 or int8, dimensions with one size, INT8 by calibration table."
+    )
 
 
 class TargetModel(_Closed):
@@ -523,4 +533,4 @@ class Recipe(_Closed):
     evaluation: Evaluation | None = None
     gates: Gates | None = None
     targets: list[TargetForm] = Field(min_length=1)
-    build: Build = Field(default_factory=lambda: Build(workspace=None))
+    build: Build = Field(default_factory=lambda: Build(workspace=None, dla=None))

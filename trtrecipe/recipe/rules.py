@@ -7,6 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from trtrecipe.errors import Problem
+from trtrecipe.recipe import dla
 from trtrecipe.recipe.checks import LABEL
 from trtrecipe.recipe.document import MAX_PROBLEMS
 from trtrecipe.recipe.findings import Finding
@@ -81,6 +82,7 @@ def _findings(recipe: Any, catalog: Catalog, shown: Shown | None) -> Iterator[Fi
         dialect = catalog.dialect(profile, release)
         yield from _precision(index, written, shared, profile, dialect)
         yield from _kept(index, written, shared, profile, dialect)
+        yield from dla.findings(index, written, shared, profile, release, dialect)
         if not dialect.workspace and _at(entry, "build", "workspace") is not None:
             message = f"{profile.id} takes no workspace: {profile.builder} has no such limit"
             at = ("targets", index, "build", "workspace")
@@ -189,9 +191,11 @@ def _targets(written: str | TargetEntry, recipe: Recipe, catalog: Catalog, shown
     profile, release = _find(catalog, entry.profile, shown)
     dialect = catalog.dialect(profile, release)
     precision = entry.precision or recipe.precision
-    workspace = (entry.build or recipe.build).workspace
-    modes = [mode for mode in precision.modes if mode in _able(profile, dialect)]
+    build = entry.build or recipe.build
+    core = dla.chosen(build.dla, profile, release, dialect)
+    modes = [mode for mode in precision.modes if mode in _able(profile, dialect) and (not core or mode in dla.MODES)]
     for mode in modes:
+        quantization = "implicit" if core else precision.quantization
         yield Target(
             id=entry.name or entry.profile,
             profile=profile,
@@ -200,16 +204,18 @@ def _targets(written: str | TargetEntry, recipe: Recipe, catalog: Catalog, shown
             mode=mode,
             fallback=_fallback(profile, precision, mode),
             rivals=tuple(modes) if len(modes) > 1 else (),
-            quantization=precision.quantization if mode == "int8" else None,
+            quantization=quantization if mode == "int8" else None,
             keep=tuple(keep.model_dump() for keep in precision.keep) if mode != "fp32" else (),
             search=precision.search and mode == "int8",
-            workspace=workspace if dialect.workspace else None,
+            workspace=build.workspace if dialect.workspace else None,
             dims=entry.model.dims if entry.model else recipe.model.dims,
             gates=entry.gates or recipe.gates,
             notes=(
-                *_notes(profile, dialect, precision, mode, workspace),
+                *_notes(profile, dialect, precision, mode, build.workspace, core is not None),
+                *dla.notes(build.dla, core, _fallback(profile, precision, mode), profile, release, dialect),
                 *_notes_on_data(recipe, profile, precision, mode),
             ),
+            dla=core,
         )
 
 
@@ -242,10 +248,14 @@ def _without_labels(data: Any) -> dict[str, Any]:
     }
 
 
-def _notes(profile: Profile, dialect: Dialect, precision: Precision, mode: str, workspace: int | None) -> Iterator[str]:
+def _notes(
+    profile: Profile, dialect: Dialect, precision: Precision, mode: str, workspace: int | None, on_dla: bool
+) -> Iterator[str]:
     for other in precision.modes:
         if other == mode and mode in profile.precision_notes:
             yield f"{mode}: {profile.precision_notes[mode]}"
+        elif on_dla and other not in dla.MODES:
+            yield f"{other} is no candidate: DLA does not compute it"
         elif other not in _able(profile, dialect):
             why = profile.precision_notes.get(other) or f"{profile.id} does not compute it"
             yield f"{other} is no candidate: {why}"

@@ -19,7 +19,8 @@ from typing import Any
 from trtrecipe.errors import InputError, StepError
 from trtrecipe.plan.devices import PACK, Assigned, Need, by_bundle, missing
 from trtrecipe.store import devices as state
-from trtrecipe.targets.devices import Device, Fingerprint, Seen, family, fingerprint, lacks
+from trtrecipe.targets.catalog import load_catalog
+from trtrecipe.targets.devices import Device, Fingerprint, Seen, dla_cores, family, fingerprint, lacks
 
 AGE = "TRTRECIPE_PROBE_AGE"
 DEFAULT_AGE = 600.0
@@ -176,6 +177,11 @@ class Fleet:
             shows = f"{device.name} shows TensorRT {found.tensorrt}, L4T {found.l4t}"
             text = f"{shows}; this target is for TensorRT {need.tensorrt}: name the device's JetPack release"
             return None, text + (f"; {away}" if away else "")
+        if need.dla_core is not None:
+            profile, _ = load_catalog().look_up(need.profile)
+            cores = dla_cores(profile, found.memory)
+            if cores is not None and cores <= need.dla_core:
+                return None, f"{device.name} has {cores} DLA cores, so no core {need.dla_core}"
         if away is not None:
             away += f"; last seen {when(seen.at)} with TensorRT {found.tensorrt}, L4T {found.l4t}"
         return found, away

@@ -216,6 +216,7 @@ def _manifest_text(
         "metrics": result.metrics,
         "gates": [asdict(gate) for gate in result.gates],
         "search": result.search,
+        "dla": result.dla,
         "candidates": [
             {"mode": each.plan.target.mode, "metrics": each.metrics, "gates": [asdict(gate) for gate in each.gates]}
             for each in result.candidates

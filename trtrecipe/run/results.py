@@ -29,7 +29,8 @@ class TargetResult:
 
     `kept`: names of the ONNX nodes that stayed in a higher precision; `search`: what a search measured. `candidates`:
     where a recipe names several modes, all of them; the others are what `chosen` among them made, or the first of them
-    where there is no choice (`chosen` None), which is then without artifacts.
+    where there is no choice (`chosen` None), which is then without artifacts. `dla`: what runs on the DLA core and what
+    on the GPU, of an engine for DLA.
     """
 
     plan: TargetPlan
@@ -44,6 +45,7 @@ class TargetResult:
     search: Mapping[str, Any] | None = None
     candidates: tuple[TargetResult, ...] = ()
     chosen: str | None = None
+    dla: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,7 @@ def _target_result(graph: Graph, recipe: RecipePlan, plan: TargetPlan, outcomes:
         notes=tuple(notes),
         steps=steps,
         kept=tuple((search or measured.get("lower", {})).get("kept", ())),
+        dla=measured.get("compile", {}).get("dla"),
         search={name: search[name] for name in ("ranking", "evaluations") if name in search} if search else None,
     )
 

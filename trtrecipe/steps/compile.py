@@ -28,7 +28,8 @@ class Params:
     `mode` as `Target` has it, not for tensorrt-rtx. trtexec and tensorrt only: `fallback` as `Target` has it, and
     whether the network is `strongly_typed`. tflite only: `quantization` as `Target` has it, `source`: which graph of
     the source model, as the parameters of export say it, `source_version`: of export, which reads that graph here too,
-    and `preprocess` of the samples that ranges are taken from.
+    and `preprocess` of the samples that ranges are taken from. trtexec only: `dla`, the core to build for and whether
+    layers may run on the GPU ("core", "gpu_fallback"), None for the GPU.
     """
 
     builder: str
@@ -41,6 +42,7 @@ class Params:
     preprocess: dict[str, list[Any]] = field(default_factory=dict)
     fallback: str | None = None
     strongly_typed: bool | None = None
+    dla: dict[str, Any] | None = None
 
 
 def tools(params: Params) -> tuple[str, ...]:
@@ -105,7 +107,7 @@ def _spec(params: Params, inputs: Mapping[str, Path]) -> BuildSpec:
     than their network."""
     from trtrecipe.engines.tensorrt_build import shapes
     from trtrecipe.graphs import files, keep
-    from trtrecipe.targets.buildspec import BuildSpec
+    from trtrecipe.targets.buildspec import BuildSpec, Dla
 
     assert params.mode is not None
     model = files.load(inputs["onnx"])
@@ -121,6 +123,7 @@ def _spec(params: Params, inputs: Mapping[str, Path]) -> BuildSpec:
         strongly_typed=bool(params.strongly_typed),
         shapes=shapes(model, params.dims),
         timing_cache="timing.cache",
+        dla=Dla(**params.dla) if params.dla is not None else None,
         verbose=True,
     )
     if not spec.strongly_typed:

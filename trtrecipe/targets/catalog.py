@@ -137,6 +137,17 @@ class Profile:
         return "TensorRT" if self.family == "cuda" else "JetPack"
 
 
+def dla_cores(profile: Profile, release: Release | None, dialect: Dialect) -> dict[str, int]:
+    """Variant → how many DLA cores a build for that release can use, for those variants that the release runs on."""
+    if release is None:
+        return {}
+    return {
+        variant.id: variant.dla_cores if dialect.dla else 0
+        for variant in profile.variants
+        if variant.id in release.variants
+    }
+
+
 @dataclass(frozen=True)
 class Catalog:
     """All profiles in the order of `devices list`, all dialects by id, and TensorRT families refused with a reason.

@@ -109,8 +109,7 @@ def differences(profile: Profile, probe: Mapping[str, Any]) -> Iterator[str]:
         yield f"its compatible string {', '.join(probe['compatible'])} names none of {', '.join(modules)}"
     sizes = sorted({size for variant in profile.variants for size in variant.memory_gb})
     total = probe["memory"]["total"]
-    # A module of 8 GB shows 7 and some GiB, never more than its 8.
-    if total and sizes and not any(size * 3 / 4 <= total / GIB <= size for size in sizes):
+    if total and sizes and not any(_holds(size, total) for size in sizes):
         yield f"its memory is {total / GIB:.1f} GiB; the profile knows {', '.join(map(str, sizes))} GB"
     if release is None:
         yield f"L4T {probe['l4t']} belongs to no JetPack release that is known of {profile.id}"
@@ -122,6 +121,19 @@ def differences(profile: Profile, probe: Mapping[str, Any]) -> Iterator[str]:
         yield f"CUDA {probe['cuda']}; JetPack {release.jetpack} ships {release.cuda}"
     if probe["jetpack"] and release.jetpack.partition("-")[0] != probe["jetpack"]:
         yield f"its nvidia-jetpack package is {probe['jetpack']}; L4T {probe['l4t']} belongs to {release.jetpack}"
+
+
+def dla_cores(profile: Profile, memory: int) -> int | None:
+    """How many DLA cores a device of so many bytes has; None where its memory is that of no variant."""
+    counts = [
+        variant.dla_cores for variant in profile.variants if any(_holds(size, memory) for size in variant.memory_gb)
+    ]
+    return max(counts, default=None)
+
+
+def _holds(size: int, memory: int) -> bool:
+    """Whether a module of `size` GB shows so many bytes: one of 8 GB shows 7 and some GiB, never more than its 8."""
+    return size * 3 / 4 <= memory / GIB <= size
 
 
 def as_json(found: Fingerprint | None) -> dict[str, Any] | None:

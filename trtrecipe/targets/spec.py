@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from trtrecipe.targets.buildspec import Dla
 from trtrecipe.targets.catalog import Dialect, Profile, Release
 
 if TYPE_CHECKING:  # the recipe's own frozen values pass through; nothing here needs pydantic
@@ -21,7 +22,7 @@ class Target:
     fastest is shipped, this one among them; empty where the recipe names one mode. `quantization` is "explicit" or
     "implicit" (int8 only, else None). `keep`: what stays in a higher precision, as the recipe has it; `search`: whether
     more is to be found where a gate is missed. `workspace`: bytes, None where the builder takes none or the recipe sets
-    none. `notes`: sentences to read before trusting the figures.
+    none. `notes`: sentences to read before trusting the figures. `dla`: the DLA core to build for, None for the GPU.
     """
 
     id: str
@@ -38,6 +39,7 @@ class Target:
     dims: Mapping[str, DimRange]
     gates: Gates | None
     notes: tuple[str, ...]
+    dla: Dla | None = None
 
     @property
     def float_precision(self) -> str:
