@@ -21,6 +21,7 @@ from trtrecipe.plan.machine import Gpu, Machine
 from trtrecipe.plan.pipeline import build_graph
 from trtrecipe.plan.resolve import Resolver
 from trtrecipe.plan.sources import ModelSource, Problem
+from trtrecipe.run.scheduler import _measures
 from trtrecipe.store.store import Missing
 from trtrecipe.targets.catalog import load_catalog
 from trtrecipe.targets.python_api import NEWEST
@@ -86,6 +87,13 @@ def test_what_the_steps_are_told(project: Project) -> None:
     assert steps["small:table@table"].params == {"tensorrt": "8.5.0"}
     assert steps["small:verify@cuda@10.3"].params["evaluates"] == "engine"
     assert steps["small:benchmark@cuda@10.3"].params["runtime"] == "tensorrt"
+
+
+def test_a_build_that_takes_times_has_the_machine_to_itself(project: Project) -> None:
+    project.change_recipe(lambda recipe: recipe.update(targets=["host", "cuda@10.3"]))
+    steps = graph_of(project, MACHINE, "10.3.0.26").steps
+    alone = {step.name for step in steps.values() if _measures(step)}
+    assert alone == {"compile@cuda@10.3", "benchmark@cuda@10.3", "benchmark@host"}
 
 
 def test_the_release_is_that_of_the_installed_package(

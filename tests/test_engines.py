@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from trtrecipe.engines import open_engine, ort, tensorrt_build
 from trtrecipe.errors import StepError
-from trtrecipe.graphs import files
+from trtrecipe.graphs import files, keep
 from trtrecipe.graphs.float16 import to_float16
 from trtrecipe.quant.qdq import insert_qdq
 from trtrecipe.steps import benchmark, compile, reference, verify
@@ -185,57 +185,86 @@ def test_missing_package_says_what_to_install(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.gpu
 class TestOnGpu:
-    """Run where there is an NVIDIA GPU that the installed tensorrt_rtx supports."""
+    """Run where there is an NVIDIA GPU that the installed tensorrt_rtx or tensorrt supports."""
 
-    @pytest.fixture(autouse=True)
-    def _possible(self) -> None:
+    @pytest.fixture(params=["tensorrt-rtx", "tensorrt"])
+    def runtime(self, request: pytest.FixtureRequest) -> str:
         from trtrecipe.engines import tensorrt_run
 
-        reason = tensorrt_run.unavailable("tensorrt_rtx")
+        reason = tensorrt_run.unavailable(request.param.replace("-", "_"))
         if reason:
             pytest.skip(reason)
+        return str(request.param)
 
     @pytest.fixture(params=["fp32", "fp16", "int8-fp16"])
-    def built(self, request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Path]:
-        import tensorrt_rtx
+    def built(self, request: pytest.FixtureRequest, runtime: str, tmp_path: Path) -> dict[str, Path]:
+        from trtrecipe.engines.tensorrt_library import library, version
 
-        from trtrecipe.engines.tensorrt_library import version
-
-        if request.param.startswith("int8") and version(tensorrt_rtx) < (1, 7):
+        installed = version(library(runtime.replace("-", "_")))
+        if runtime == "tensorrt-rtx" and request.param.startswith("int8") and installed < (1, 7):
             pytest.skip("this version cannot build INT8")
         files.save(net(), tmp_path / "float.onnx")
-        files.save(variants()[request.param], tmp_path / "model.onnx")
-        compile.run(compile.Params("tensorrt-rtx", DIMS), {"onnx": tmp_path / "model.onnx"}, tmp_path)
+        (tmp_path / "keep.json").write_bytes(keep.dump({}))
+        mode, _, fallback = request.param.partition("-")
+        strong = runtime == "tensorrt-rtx" or installed >= (10, 12)
+        variant = request.param if strong else {"int8": "int8"}.get(mode, "fp32")  # by flags otherwise
+        files.save(variants()[variant], tmp_path / "model.onnx")
+        params = compile.Params(runtime, DIMS, mode=mode, fallback=fallback or None, strongly_typed=strong)
+        compile.run(params, {"onnx": tmp_path / "model.onnx", "keep": tmp_path / "keep.json"}, tmp_path)
         return {"float": tmp_path / "float.onnx", "onnx": tmp_path / "model.onnx", "engine": tmp_path / "model.engine"}
 
     @pytest.mark.parametrize("batch", [1, 3, 8])
-    def test_outputs_follow_onnx_runtime(self, built: dict[str, Path], batch: int) -> None:
+    def test_outputs_follow_onnx_runtime(self, runtime: str, built: dict[str, Path], batch: int) -> None:
         x = np.random.default_rng(batch).standard_normal((batch, 3, 16, 16)).astype(np.float32)
-        with open_engine("tensorrt-rtx", built["engine"]) as engine, ort.OrtEngine(built["onnx"]) as exact:
+        with open_engine(runtime, built["engine"]) as engine, ort.OrtEngine(built["onnx"]) as exact:
             ours, expected = engine.run({"x": x})["y"], exact.run({"x": x})["y"]
             np.testing.assert_allclose(ours, expected, atol=0.02 * np.abs(expected).max())
             np.testing.assert_array_equal(engine.run({"x": x})["y"], ours)
 
-    def test_batch_outside_the_range(self, built: dict[str, Path]) -> None:
+    def test_batch_outside_the_range(self, runtime: str, built: dict[str, Path]) -> None:
         with (
-            open_engine("tensorrt-rtx", built["engine"]) as engine,
+            open_engine(runtime, built["engine"]) as engine,
             pytest.raises(StepError, match=r"refuses shape \[9, 3, 16, 16\]"),
         ):
             engine.run({"x": np.zeros((9, 3, 16, 16), np.float32)})
 
-    def test_verify_and_benchmark(self, built: dict[str, Path], tmp_path: Path) -> None:
+    def test_verify_and_benchmark(self, runtime: str, built: dict[str, Path], tmp_path: Path) -> None:
         drawn = {"samples": 10, "seed": 0}
         reference.run(reference.Params(drawn=drawn), {"onnx": built["float"]}, tmp_path)
-        params = verify.Params("tensorrt-rtx", "engine", drawn=drawn, dims=DIMS)
+        params = verify.Params(runtime, "engine", drawn=drawn, dims=DIMS)
         figures = verify.run(params, {**built, "reference": tmp_path / "outputs.npz"}, tmp_path)
         assert figures["evaluated"] == "engine"
         assert figures["cosine"] > 0.98
-        timed = benchmark.run(benchmark.Params("tensorrt-rtx", DIMS), built, tmp_path)
+        timed = benchmark.run(benchmark.Params(runtime, DIMS), built, tmp_path)
         assert timed["batch"] == 4
         assert 0 < timed["latency_ms"]["p50"] <= timed["latency_ms"]["p99"]
         assert "compute capability" in timed["conditions"]["device"]
+        assert timed["conditions"]["runtime"] == runtime
 
-    def test_damaged_engine(self, built: dict[str, Path]) -> None:
-        built["engine"].write_bytes(b"vgtrt" + bytes(4096))
+    def test_damaged_engine(self, runtime: str, built: dict[str, Path]) -> None:
+        built["engine"].write_bytes(built["engine"].read_bytes()[:5] + bytes(4096))
         with pytest.raises(StepError, match="cannot load the engine"):
-            open_engine("tensorrt-rtx", built["engine"])
+            open_engine(runtime, built["engine"])
+
+    def test_a_table_and_kept_layers(self, tmp_path: Path) -> None:
+        """Implicit INT8, and a layer that has to stay in FP32: for releases of tensorrt that have weak typing."""
+        from trtrecipe.engines import tensorrt_run
+        from trtrecipe.engines.tensorrt_library import library, version
+        from trtrecipe.quant import table
+
+        if reason := tensorrt_run.unavailable("tensorrt"):
+            pytest.skip(reason)
+        if version(library("tensorrt")) >= (11,):
+            pytest.skip("this release has no implicit quantization")
+        files.save(net(), tmp_path / "model.onnx")
+        (tmp_path / "keep.json").write_bytes(keep.dump({"gemm": "fp32"}))
+        names = ["x", "c1", "r1", "c2", "a", "r2", "p", "f", "m", "r3", "y"]
+        scales = {name: float(np.float32(6 / 127)) for name in names}
+        (tmp_path / "table").write_bytes(table.dump(table.Table("8.5.2", table.ENTROPY_2, scales)))
+        inputs = {"onnx": tmp_path / "model.onnx", "keep": tmp_path / "keep.json", "table": tmp_path / "table"}
+        params = compile.Params("tensorrt", DIMS, mode="int8", fallback="fp16", strongly_typed=False)
+        compile.run(params, inputs, tmp_path)
+        x = np.random.default_rng(0).standard_normal((4, 3, 16, 16)).astype(np.float32)
+        with open_engine("tensorrt", tmp_path / "model.engine") as engine, ort.OrtEngine(net()) as exact:
+            ours, expected = engine.run({"x": x})["y"], exact.run({"x": x})["y"]
+        assert np.sum(ours * expected) / np.linalg.norm(ours) / np.linalg.norm(expected) > 0.95

@@ -63,7 +63,7 @@ def expected(spec: BuildSpec, release: str) -> dict[str, Any]:
     strong = ["STRONGLY_TYPED"] if spec.strongly_typed and version < (11,) else []
     weak = not spec.strongly_typed
     flags = {
-        "FP16": weak and "fp16" in (spec.mode, spec.fallback),
+        "FP16": weak and ("fp16" in (spec.mode, spec.fallback) or spec.dla is not None),
         "INT8": weak and spec.mode == "int8",
         "OBEY_PRECISION_CONSTRAINTS": bool(spec.layers) and spec.obey,
         "PREFER_PRECISION_CONSTRAINTS": bool(spec.layers) and not spec.obey,

@@ -96,8 +96,9 @@ def show(path: Annotated[Path, typer.Argument(help="Recipe file.", show_default=
 
     typer.echo(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).rstrip())
     typer.echo()
-    headers = ("TARGET", "PROFILE", "JETPACK", "DIALECT", "OPSET", "PRECISION", "FALLBACK")
-    typer.echo(table(headers, [[str(row.get(name.lower()) or "") for name in headers] for row in described]))
+    columns = ("target", "profile", "jetpack", "dialect", "opset", "precision", "fallback")
+    headers = ["RELEASE" if name == "jetpack" else name.upper() for name in columns]
+    typer.echo(table(headers, [[str(row.get(name) or "") for name in columns] for row in described]))
     remarks = ((target.id, note) for target in targets for note in target.notes)
     for line in said_once(remarks, list(dict.fromkeys(target.id for target in targets))):
         typer.echo(line)

@@ -29,6 +29,8 @@ BUSY_RETRY = 0.1  # seconds until a key that someone else works on is looked at 
 _ORDER = {kind: number for number, kind in enumerate(STEPS)}
 # A latency taken while other steps use the machine is no latency. They come last in the order, so nothing waits.
 _ALONE = {"benchmark"}
+# TensorRT times what it chooses from on this machine's GPU while it builds.
+_ALONE_BUILDERS = {"tensorrt"}
 # Kinds that use several processes themselves. While one runs, no other step is started.
 _SPREADS = {kind for kind, module in STEPS.items() if "jobs" in keywords(module)}
 
@@ -43,6 +45,11 @@ def _without_collector() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def _measures(step: Step) -> bool:
+    """Whether it takes times on this machine that others would disturb."""
+    return step.kind in _ALONE or (step.kind == "compile" and step.params["builder"] in _ALONE_BUILDERS)
 
 
 class Scheduler:
@@ -277,8 +284,8 @@ class Scheduler:
         used = sum(self._jobs if self._graph.steps[step_id].kind in _SPREADS else 1 for step_id in running)
         if not self._ready or used >= self._jobs:
             return False
-        kinds = {self._graph.steps[step_id].kind for step_id in (*running, self._ready[0][2])}
-        return not running or not kinds & _ALONE
+        steps = [self._graph.steps[step_id] for step_id in (*running, self._ready[0][2])]
+        return not running or not any(_measures(step) for step in steps)
 
     def _is_still_to_run(self, step_id: str) -> bool:
         """Look at a ready step once more; if it need not or cannot start now, see to it that it is looked after."""

@@ -116,7 +116,8 @@ def _network(spec: BuildSpec, module: str, release: Version) -> list[str]:
 def _set(spec: BuildSpec) -> list[str]:
     """BuilderFlag."""
     asked = {
-        "FP16": not spec.strongly_typed and spec.float_precision == "fp16",
+        # DLA computes FP16 and INT8 only; trtexec, too, sets the flag for it (samples/common/sampleEngines.cpp).
+        "FP16": not spec.strongly_typed and (spec.float_precision == "fp16" or spec.dla is not None),
         "INT8": not spec.strongly_typed and spec.mode == "int8",
         ("OBEY" if spec.obey else "PREFER") + "_PRECISION_CONSTRAINTS": bool(spec.layers),
         "GPU_FALLBACK": spec.dla is not None and spec.dla.gpu_fallback,
