@@ -7,6 +7,7 @@ them fail:
 
     TENSORRT_FAULTS: JSON: import: text of an ImportError   refuse, no_context, run_fails: what TensorRT logs
                      nan: true      die: a signal     wait: seconds that a run takes    shape: first axis that is told
+                     calls: file to which each process adds when it came and went, as JSON lines
     CUDART_LIMIT: bytes that one cudaMalloc gives at most     CUDART_FAIL: the function that fails
 """
 
@@ -54,6 +55,7 @@ const char *cudaGetErrorString(int status) {
 
 _MODULE = '''
 """A stand-in for tensorrt of {release}: runs engines of the trtexec surrogate, and no others."""
+import atexit
 import ctypes
 import enum
 import json
@@ -67,6 +69,16 @@ NAMES = json.loads({names!r})
 OLD = {old}
 FAULTS = json.loads(os.environ.get("TENSORRT_FAULTS", "{{}}"))
 __version__ = {release!r} + ".0.1"
+
+
+def note(event):
+    if "calls" in FAULTS:
+        with open(FAULTS["calls"], "a") as calls:
+            calls.write(json.dumps({{"event": event, "time": time.time()}}) + "\\n")
+
+
+note("start")
+atexit.register(note, "end")
 if "import" in FAULTS:
     raise ImportError(FAULTS["import"])
 KINDS = {{"float": "FLOAT", "float16": "HALF", "int8": "INT8", "int32": "INT32", "bool": "BOOL", "uint8": "UINT8"}}
