@@ -82,9 +82,11 @@ def expected(spec: BuildSpec, release: str) -> dict[str, Any]:
     if spec.verbosity is not None:
         config["profiling_verbosity"] = f"ProfilingVerbosity.{spec.verbosity.upper()}"
     kind = {"fp32": "FLOAT", "fp16": "HALF"}
+    travels = spec.version_compatible or spec.hardware_compatibility is not None
     conv = kind.get(spec.layers.get("conv", ""))
     return {
         "network": (["EXPLICIT_BATCH"] if version < (10,) else []) + strong,
+        "parser": ["NATIVE_INSTANCENORM"] if travels and version < (10,) else [],
         "set": [flag for flag, wanted in flags.items() if wanted],
         "clear": [] if spec.tf32 else ["TF32"],
         "config": config,

@@ -41,7 +41,15 @@ class Surrogate(ModuleType):
     def __init__(self, release: str, network: Network, name: str = "tensorrt") -> None:
         super().__init__(name)
         self.__dict__.update(_release=release, _network=network, _classes={}, __version__=f"{release}.0.1")
-        self.__dict__["asked"] = {"network": [], "set": [], "clear": [], "config": {}, "profile": {}, "layers": {}}
+        self.__dict__["asked"] = {
+            "network": [],
+            "parser": [],
+            "set": [],
+            "clear": [],
+            "config": {},
+            "profile": {},
+            "layers": {},
+        }
 
     def __getattr__(self, name: str) -> Any:
         release = self.__dict__["_release"]
@@ -326,6 +334,7 @@ _METHODS: dict[str, Callable[..., Any]] = {
     "OnnxParser.parse": _parse,
     "OnnxParser.parse_from_file": lambda self, path: _parse(self, Path(path).read_bytes()),
     "OnnxParser.get_error": _get_error,
+    "OnnxParser.set_flag": lambda self, flag: self._module.asked["parser"].append(flag.name),
     "ParserError.node": lambda self: self._error["node"],
     "ParserError.node_name": lambda self: self._error["name"],
     "ParserError.node_operator": lambda self: self._error["operator"],

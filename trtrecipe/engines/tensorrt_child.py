@@ -59,6 +59,8 @@ def build(request: dict[str, Any], model: bytes, header: dict[str, Any]) -> byte
     flags = sum(1 << int(getattr(trt.NetworkDefinitionCreationFlag, name)) for name in request["network"])
     network = builder.create_network(flags)
     parser = trt.OnnxParser(network, log)
+    for name in request["parser"]:
+        parser.set_flag(getattr(trt.OnnxParserFlag, name))
     if not (parser.parse(model) if request["model"] is None else parser.parse_from_file(request["model"])):
         header["parser"] = _said(parser)
         raise RuntimeError(f"cannot read the graph: {_last_words(errors)}")

@@ -64,6 +64,9 @@ SPANS: Mapping[str, Mapping[str, Span]] = {
 
 _EXPLICIT_BATCH = Span("8.5", "9.3")  # a network has to be asked for it; later ones have no other
 _SAYS_STRONG = Span("9.0", "10.16")  # 11 has the flag too, with no effect
+# Engines for other versions or GPUs cannot have the plugin for InstanceNormalization, the parser's default before 10.0
+# (github.com/onnx/onnx-tensorrt docs/Changelog.md).
+_NORMALIZES_BY_PLUGIN = Span("8.6", "9.3")
 _HARDWARE = {"ampere+": "AMPERE_PLUS", "samecomputecapability": "SAME_COMPUTE_CAPABILITY"}
 _TYPES = {"fp32": "FLOAT", "fp16": "HALF"}
 _INSTEAD = {
@@ -89,6 +92,7 @@ def lower(spec: BuildSpec, module: str, version: str) -> dict[str, Any]:
         "plugins": list(spec.plugins),
         "standard_plugins": module == "tensorrt",
         "network": _network(spec, module, release),
+        "parser": _parser(spec, module, release),
         "set": _set(spec),
         "clear": [] if spec.tf32 else ["TF32"],
         "workspace": spec.workspace,
@@ -111,6 +115,12 @@ def _network(spec: BuildSpec, module: str, release: Version) -> list[str]:
         return []
     strong = ["STRONGLY_TYPED"] if spec.strongly_typed and release in _SAYS_STRONG else []
     return (["EXPLICIT_BATCH"] if release in _EXPLICIT_BATCH else []) + strong
+
+
+def _parser(spec: BuildSpec, module: str, release: Version) -> list[str]:
+    """OnnxParserFlag."""
+    travels = spec.version_compatible or spec.hardware_compatibility is not None
+    return ["NATIVE_INSTANCENORM"] if travels and module == "tensorrt" and release in _NORMALIZES_BY_PLUGIN else []
 
 
 def _set(spec: BuildSpec) -> list[str]:
