@@ -10,7 +10,9 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from support import tensorrt_surrogate
 from support.projects import Project, make_project
+from support.tensorrt_surrogate import Network
 
 from trtrecipe.cli.app import run as command
 from trtrecipe.cli.recipes import load_all
@@ -45,7 +47,7 @@ def _nothing_remembered() -> Iterator[None]:
 
 def install(folder: Path, name: str, patch: pytest.MonkeyPatch) -> None:
     """A distribution, as far as its metadata go."""
-    (folder / f"{name}.dist-info").mkdir(parents=True)
+    (folder / f"{name}.dist-info").mkdir(parents=True, exist_ok=True)
     patch.syspath_prepend(str(folder))
     tools.version.cache_clear()
     tools._installed.cache_clear()
@@ -164,6 +166,27 @@ def test_a_build_without_a_gpu_ends_with_what_it_waits_for(
     assert {"onnx", "scales", "manifest"} <= set(target["artifacts"]) and "engine" not in target["artifacts"]
     waiting = [step for step in target["steps"] if step["kind"] == "compile"]
     assert waiting[0]["status"] == "pending" and "NVIDIA GPU and TensorRT 10.3" in waiting[0]["reason"]
+
+
+def test_a_build_with_a_gpu_ends_with_an_engine_for_it(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The way through all steps, on surrogates of TensorRT and CUDA: their figures say nothing."""
+    site = tmp_path / "site"
+    network = Network([("conv", ["FLOAT"])], inputs={"image": [-1, 1, 6, 6]}, outputs={"logits": [-1, 16]})
+    tensorrt_surrogate.install(site, "10.3", network)
+    tensorrt_surrogate.install_cuda(site)
+    install(site, "tensorrt-10.3.0.1", monkeypatch)
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.chdir(tmp_path)
+    with mock.patch("trtrecipe.plan.machine.this_machine", lambda: MACHINE):
+        assert command(["build", str(project.recipe), "--json"]) == 0
+    [target] = json.loads(capsys.readouterr().out)["targets"]
+    assert {step["kind"]: step["status"] for step in target["steps"]}["compile"] == "ran"
+    assert Path(target["artifacts"]["engine"]["path"]).read_bytes() == b"SURROGATE 10.3"
+    manifest = json.loads(Path(target["artifacts"]["manifest"]["path"]).read_text())
+    assert manifest["device"] == {"name": "NVIDIA L4", "compute_capability": "8.9", "driver": "12.8"}
+    assert manifest["tools"]["tensorrt"] == "10.3.0.1"
 
 
 def test_the_profile_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

@@ -367,6 +367,18 @@ _METHODS: dict[str, Callable[..., Any]] = {
 }
 
 
+def install_cuda(folder: Path) -> None:
+    """Write a package `cuda.bindings` into the folder whose runtime is HostMemory."""
+    (folder / "cuda" / "bindings").mkdir(parents=True)
+    (folder / "cuda" / "__init__.py").touch()
+    (folder / "cuda" / "bindings" / "__init__.py").write_text(
+        "import sys\n"
+        f"sys.path.append({str(Path(__file__).parents[1])!r})\n"
+        "from support.tensorrt_surrogate import HostMemory\n"
+        "runtime = HostMemory()\n"
+    )
+
+
 def install(folder: Path, release: str, network: Network) -> None:
     """Write a package `tensorrt` into the folder that other processes can import, too."""
     (folder / "tensorrt").mkdir(parents=True, exist_ok=True)
