@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shutil
 import subprocess
@@ -162,8 +161,8 @@ def _status(pid: int) -> dict[str, int]:
 
 def _children(pid: int) -> list[int]:
     try:
-        tasks = [Path(f"/proc/{pid}/task/{name}/children") for name in os.listdir(f"/proc/{pid}/task")]
-        return [int(child) for task in tasks for child in task.read_text().split()]
+        tasks = Path(f"/proc/{pid}/task").iterdir()
+        return [int(child) for task in tasks for child in (task / "children").read_text().split()]
     except OSError:
         return []
 
@@ -171,7 +170,7 @@ def _children(pid: int) -> list[int]:
 def _key(pid: int) -> str:
     """The key of the step that a worker has locked; "" for what is no worker."""
     try:
-        links = [os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()]
+        links = [str(file.readlink()) for file in Path(f"/proc/{pid}/fd").iterdir()]
     except OSError:
         return ""
     return next((found[0] for link in links if (found := re.search(r"(?<=/)[0-9a-f]{64}(?=(\.lock)?$)", link))), "")

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from trtrecipe.errors import StepError
 from trtrecipe.graphs import fake_quant, sound, tensorflow_pairs, tensorflow_repairs
@@ -65,6 +65,7 @@ def to_onnx(frozen: Frozen, shapes: Mapping[str, Shape], opset: int | None) -> t
     tensorflow_repairs.pad_transposed_convolutions(model)
     tensorflow_repairs.round_to_nearest(model)
     rename_interface(model, {tensor: name for name, tensor in frozen.tensors.items()}, frozen.outputs)
+    _put_weights(model, frozen.weights)
     lower = max((version for version in tried if version < chosen), default=None)
     notes = () if lower is None else (_opset_note(chosen, _operators(tried[lower])),)
     return model, (*notes, *tried[chosen].notes)
@@ -75,6 +76,15 @@ def _without_conversion(nodes: list[str]) -> StepError:
         "tf2onnx has no conversion for these operators:\n" + listed(nodes),
         hint="replace them in the TensorFlow model by operators that ONNX has",
     )
+
+
+def _put_weights(model: ModelProto, weights: Mapping[str, TensorProto]) -> None:
+    """Inputs that stand for constants become these, in place."""
+    for value in [value for value in model.graph.input if value.name in weights]:
+        tensor = model.graph.initializer.add()
+        tensor.CopyFrom(weights[value.name])
+        tensor.name = value.name
+        model.graph.input.remove(value)
 
 
 def _operators(converted: _Converted) -> list[str]:
@@ -119,7 +129,7 @@ def _attempt(definition: Any, frozen: Frozen, opset: int, careful: bool) -> _Con
     import tensorflow as tf
     from tf2onnx import optimizer, tf_loader, tfonnx
 
-    inputs, outputs = list(frozen.tensors.values()), list(frozen.outputs.values())
+    inputs, outputs = [*frozen.tensors.values(), *frozen.weights], list(frozen.outputs.values())
     optimizers = {name: kind for name, kind in optimizer._optimizers.items() if name not in _LEFT_OUT}
     with (
         explained("tf2onnx cannot convert the model"),

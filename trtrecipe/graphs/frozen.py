@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from onnx import TensorProto
 
 from trtrecipe.errors import StepError
 from trtrecipe.graphs import tensorflow_repairs
@@ -25,12 +27,15 @@ class Frozen:
     """A graph and what it takes and gives.
 
     `graph` is a GraphDef. `tensors`: input name → TensorFlow's name of the placeholder's tensor; `outputs` likewise.
+    `weights`: constants that a GraphDef has no room for: the tensor of the placeholder that stands for one → its
+    values, which lie in a file.
     """
 
     graph: Any
     inputs: tuple[TensorSpec, ...]
     tensors: Mapping[str, str]
     outputs: Mapping[str, str]
+    weights: Mapping[str, TensorProto] = field(default_factory=dict)
 
 
 def input_spec(name: str, dtype: str, shape: Any, ranks: Mapping[str, int]) -> TensorSpec:

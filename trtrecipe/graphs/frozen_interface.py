@@ -68,17 +68,18 @@ def cut_at(given: Frozen, names: Sequence[str]) -> FrozenCut:
         tuple(spec for spec in given.inputs if spec.name not in dropped),
         {name: tensor for name, tensor in given.tensors.items() if name not in dropped},
         {name: f"{end}:0" for name, end in marked.items()},
+        {tensor: values for tensor, values in given.weights.items() if tensor.partition(":")[0] in left},
     )
     return FrozenCut(result, tuple(name for name in names if name not in given.outputs), tuple(dropped))
 
 
 def renamed(given: Frozen, names: Mapping[str, str]) -> Frozen:
     """The graph whose inputs and outputs are called as `names` says: the model's name → the engine's."""
-    return Frozen(
-        given.graph,
-        tuple(replace(spec, name=names[spec.name]) for spec in given.inputs),
-        {names[name]: tensor for name, tensor in given.tensors.items()},
-        {names[name]: tensor for name, tensor in given.outputs.items()},
+    return replace(
+        given,
+        inputs=tuple(replace(spec, name=names[spec.name]) for spec in given.inputs),
+        tensors={names[name]: tensor for name, tensor in given.tensors.items()},
+        outputs={names[name]: tensor for name, tensor in given.outputs.items()},
     )
 
 

@@ -69,6 +69,7 @@ def freeze(
     frozen.settle_defaults(definition)
     tensorflow_repairs.read_before_gathering(definition)
     needed = [*placed.values(), *outputs.values(), *saved_variables.prepare(meta_graph, list(outputs.values()))]
+    left = saved_variables.leave_out(meta_graph, folder, list(outputs.values()))
     # A function call is inlined only where something behind it is asked for: hence an Identity per output.
     ends = {name: f"{END}{index}" for index, name in enumerate(outputs)}
     v1 = tf.compat.v1
@@ -77,11 +78,13 @@ def freeze(
         tf.import_graph_def(definition, name="", producer_op_list=meta_graph.meta_info_def.stripped_op_list)
         for name, tensor in outputs.items():
             tf.identity(session.graph.get_tensor_by_name(tensor), name=ends[name])
-        saved_variables.restore(session, meta_graph, folder, list(ends.values()))
+        saved_variables.restore(session, meta_graph, folder, list(ends.values()), left)
         definition = session.graph.as_graph_def()
         constant = v1.graph_util.convert_variables_to_constants(session, definition, list(ends.values()))
+    weights = saved_variables.stand_in(constant, folder, left)
     graph = frozen.inlined(constant, list(ends.values()))
-    return Frozen(graph, specs, placed, {name: f"{end}:0" for name, end in ends.items()})
+    saved_variables.settle_loops(graph, weights)
+    return Frozen(graph, specs, placed, {name: f"{end}:0" for name, end in ends.items()}, weights)
 
 
 def _meta_graph(folder: Path, tags: frozenset[str]) -> Any:

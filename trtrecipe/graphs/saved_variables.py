@@ -7,15 +7,24 @@ saved where: tensorflow/core/protobuf/saved_object_graph.proto and trackable_obj
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from onnx import TensorProto
+
+from trtrecipe import parted
 from trtrecipe.errors import StepError
-from trtrecipe.graphs import tensorflow_refusals
+from trtrecipe.graphs import tensorflow_refusals, values
 
 _OBJECTS = "_CHECKPOINTABLE_OBJECT_GRAPH"
+_MOST = 15 / 16
+"""Of `parted.LIMIT`, what variables may take in a graph: the rest is for the graph itself and other constants."""
+_ENOUGH = 1 / 8
+"""Of `parted.LIMIT`, what those variables take that stay in the graph, once not all can."""
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 
 
@@ -53,8 +62,94 @@ def _read_of(definition: Any, nodes: Mapping[str, Any], variable: str) -> str:
     return name
 
 
-def restore(session: Any, meta_graph: Any, folder: Path, ends: Collection[str]) -> None:
-    """Give the variables that the nodes `ends` need their values, in the session that holds the graph.
+def leave_out(meta_graph: Any, folder: Path, ends: Collection[str]) -> dict[str, str]:
+    """The large variables, where all together do not fit into a GraphDef, by node: their keys in the checkpoint.
+
+    In place their nodes get no shape, so that a number may stand for each until `stand_in`. The graph is as `prepare`
+    left it. Raises StepError where TensorFlow 1 has saved so many.
+    """
+    if sum(file.stat().st_size for file in (folder / "variables").glob("variables.data-*")) <= _MOST * parted.LIMIT:
+        return {}
+    needed = tensorflow_refusals.variables(meta_graph.graph_def, ends)
+    checkpoint = _checkpoint(folder)
+    types, shapes = checkpoint.get_variable_to_dtype_map(), checkpoint.get_variable_to_shape_map()
+    nodes = {node.name: node for node in meta_graph.graph_def.node}
+    if not meta_graph.HasField("object_graph_def"):
+        total = sum(math.prod(shapes[name]) * types[name].size for name in shapes)
+        raise StepError(
+            f"the SavedModel keeps {total:,} bytes of values as TensorFlow 1 did, and {parted.LIMIT:,} can be read",
+            hint="save it with TensorFlow 2, or export it as ONNX with its values in another file",
+        )
+    keys = _keys(checkpoint, meta_graph, {name: nodes[name] for name in needed})
+    sizes = {key: math.prod(shapes[key]) * types[key].size for key in keys.values()}
+    total = sum(sizes.values())
+    if total <= _MOST * parted.LIMIT:
+        return {}
+    left: dict[str, str] = {}
+    # The largest go first, as some operators are joined only where the values are known.
+    for key in sorted(sizes, key=lambda key: (-sizes[key], key)):
+        if total <= _ENOUGH * parted.LIMIT or not parted.lies_outside(math.prod(shapes[key]), sizes[key]):
+            break
+        total -= sizes[key]
+        left |= {name: key for name, held in keys.items() if held == key}
+    for name in left:
+        nodes[name].attr["shape"].shape.Clear()
+        nodes[name].attr["shape"].shape.unknown_rank = True
+    return left
+
+
+def stand_in(definition: Any, folder: Path, left: Mapping[str, str]) -> dict[str, TensorProto]:
+    """Make placeholders of the constants that stand for the variables in `left`, in place; by the placeholder's tensor,
+    the values, which are written to a file in `folder`."""
+    if not left:
+        return {}
+    from onnx import helper
+
+    checkpoint = _checkpoint(folder)
+    shapes = checkpoint.get_variable_to_shape_map()
+    nodes = {node.name: node for node in definition.node}
+    written: dict[str, TensorProto] = {}
+    path = folder / "values"
+    with path.open("wb") as file:
+        for name, key in left.items():
+            if name not in nodes:  # nothing reads it
+                continue
+            if key not in written:
+                array = checkpoint.get_tensor(key)
+                start = file.seek(parted.after(file.tell()))
+                np.ascontiguousarray(array).tofile(file)
+                tensor = TensorProto(data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
+                values.put(tensor, values.Place(str(path.absolute()), start, array.nbytes))
+                written[key] = tensor
+            node = nodes[name]
+            kind = node.attr["dtype"].type
+            node.op = "Placeholder"
+            node.attr.clear()
+            node.attr["dtype"].type = kind
+            for size in shapes[key]:
+                node.attr["shape"].shape.dim.add(size=size)
+    return {f"{name}:0": written[key] for name, key in left.items() if name in nodes}
+
+
+def settle_loops(definition: Any, weights: Collection[str]) -> None:
+    """Give loops the shapes of the placeholders that they take, in place: numbers stood in their place before."""
+    if not weights:
+        return
+    nodes = {node.name: node for node in definition.node}
+    for node in definition.node:
+        shapes = node.attr["output_shapes"].list.shape if node.op in ("While", "StatelessWhile") else ()
+        for shape, entry in zip(shapes, node.input, strict=False):
+            origin = nodes[entry.partition(":")[0]]
+            while origin.op == "Identity":
+                origin = nodes[origin.input[0].partition(":")[0]]
+            if f"{origin.name}:0" in weights:
+                shape.CopyFrom(origin.attr["shape"].shape)
+
+
+def restore(
+    session: Any, meta_graph: Any, folder: Path, ends: Collection[str], left: Collection[str] = frozenset()
+) -> None:
+    """Give the variables that the nodes `ends` need their values, those in `left` 0, in the session with the graph.
 
     The graph is as `prepare` left it. Raises StepError for variables without a value.
     """
@@ -68,34 +163,53 @@ def restore(session: Any, meta_graph: Any, folder: Path, ends: Collection[str]) 
             hint="copy the whole folder, with variables/, or export the model again",
         )
     if meta_graph.HasField("object_graph_def"):
-        _assign(session, meta_graph, prefix, needed)
+        _assign(session, meta_graph, folder, needed, left)
     else:
         # TensorFlow 1: what is saved under which name, and in how many slices, is said by the graph alone.
         session.run(meta_graph.saver_def.restore_op_name, {meta_graph.saver_def.filename_tensor_name: str(prefix)})
 
 
-def _assign(session: Any, meta_graph: Any, prefix: Path, needed: Collection[str]) -> None:
+def _assign(session: Any, meta_graph: Any, folder: Path, needed: Collection[str], left: Collection[str]) -> None:
     import tensorflow as tf
+
+    checkpoint = _checkpoint(folder)
+    operations = {name: session.graph.get_operation_by_name(name) for name in needed}
+    keys = _keys(checkpoint, meta_graph, {name: operation.node_def for name, operation in operations.items()})
+    given: dict[Any, Any] = {}
+    assigned = []
+    for name, operation in operations.items():
+        value = checkpoint.get_tensor(keys[name]) if name not in left else _zero(checkpoint, keys[name])
+        placeholder = tf.compat.v1.placeholder(value.dtype, value.shape)
+        given[placeholder] = value
+        assigned.append(tf.raw_ops.AssignVariableOp(resource=operation.outputs[0], value=placeholder))
+    # Each run of a session whose graph has grown costs as much as the graph is large: hence one for all variables.
+    session.run(assigned, given)
+
+
+def _zero(checkpoint: Any, key: str) -> Any:
+    return np.zeros((), checkpoint.get_variable_to_dtype_map()[key].as_numpy_dtype)
+
+
+def _checkpoint(folder: Path) -> Any:
+    import tensorflow as tf
+
+    return tf.train.load_checkpoint(str(folder / "variables" / "variables"))
+
+
+def _keys(checkpoint: Any, meta_graph: Any, nodes: Mapping[str, Any]) -> dict[str, str]:
+    """The variables' nodes by name → where the checkpoint holds their values. Raises StepError."""
     from tensorflow.core.protobuf import trackable_object_graph_pb2
 
-    checkpoint = tf.train.load_checkpoint(str(prefix))
     if not checkpoint.has_tensor(_OBJECTS):
         raise StepError("the SavedModel's checkpoint does not say which variable is which", hint="save the model again")
     objects = trackable_object_graph_pb2.TrackableObjectGraph.FromString(checkpoint.get_tensor(_OBJECTS))
     exact = dict(_captured_keys(meta_graph, objects))
     by_name = _named_keys(objects)
-    values: dict[Any, Any] = {}
-    assigned = []
-    for name in needed:
-        operation = session.graph.get_operation_by_name(name)
-        full_name = operation.node_def.attr["_full_name"].s.decode()
-        key = exact.get(name) or _only(by_name.get(full_name, set()), full_name)
-        value = checkpoint.get_tensor(key)
-        given = tf.compat.v1.placeholder(value.dtype, value.shape)
-        values[given] = value
-        assigned.append(tf.raw_ops.AssignVariableOp(resource=operation.outputs[0], value=given))
-    # Each run of a session whose graph has grown costs as much as the graph is large: hence one for all variables.
-    session.run(assigned, values)
+    keys = {}
+    for name, node in nodes.items():
+        full_name = node.attr["_full_name"].s.decode()
+        keys[name] = exact.get(name) or _only(by_name.get(full_name, set()), full_name)
+    return keys
 
 
 def _only(keys: Collection[str], full_name: str) -> str:

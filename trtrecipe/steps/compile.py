@@ -184,6 +184,13 @@ def _tflite(params: Params, inputs: Mapping[str, Path], engine: Path) -> list[st
 
     with tempfile.TemporaryDirectory(prefix="trtrecipe-") as folder:
         frozen, side = export.frozen_source(source, inputs["model"], Path(folder))
+        if frozen.weights:
+            from trtrecipe.errors import StepError
+
+            raise StepError(
+                "the model has more than 2 GiB of weights, and a TFLite file holds less",
+                "leave this target out, or give a smaller model",
+            )
         given = tflite_build.Source(frozen, graph.inputs, side.perms)
         chosen = feeds if samples is not None else None
         return tflite_build.build(given, engine, params.mode, params.quantization, chosen)

@@ -13,6 +13,7 @@ from trtrecipe.graphs import tensorflow_refusals
 from trtrecipe.graphs.frozen import Frozen
 from trtrecipe.graphs.saved_model import DEFAULT_SIGNATURE, DEFAULT_TAGS
 from trtrecipe.graphs.tensorflow_runtime import explained
+from trtrecipe.graphs.values import array_of
 from trtrecipe.truth.source import Run, Source
 
 
@@ -87,7 +88,9 @@ def _runner(frozen: Frozen) -> Any:
 
     def run(feeds: Mapping[str, Array], tensors: Collection[str]) -> list[Array]:
         with explained("TensorFlow cannot run the graph"):
-            return list(session.run(list(tensors), {frozen.tensors[name]: value for name, value in feeds.items()}))
+            weights = {name: array_of(values) for name, values in frozen.weights.items()}
+            given = {frozen.tensors[name]: value for name, value in feeds.items()}
+            return list(session.run(list(tensors), {**weights, **given}))
 
     return run
 
