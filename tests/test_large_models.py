@@ -5,12 +5,14 @@ The limit is lowered, so that the same code runs with small models; TRTRECIPE_LA
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -278,6 +280,80 @@ def test_a_graph_that_is_too_large_by_itself(tmp_path: Path, monkeypatch: pytest
         "the model M has N bytes beside its large constants, and no reader of protobuf takes more than 2,000"
     )
     assert caught.value.hint == "export it in parts"
+
+
+# TensorFlow's
+
+
+def _exported(source: Path, folder: Path) -> dict[str, Any]:
+    folder.mkdir()
+    fetch.run(fetch.Params("saved_model"), {"source": source}, folder)
+    return dict(export.run(export.Params("saved_model", dims=["batch"]), {"model": folder / "model"}, folder))
+
+
+def test_variables_that_a_graph_of_tensorflow_has_no_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read in a loop, in a called function, and twice; small ones stay in the graph."""
+    tf = pytest.importorskip("tensorflow", reason="needs the extra tensorflow")
+    random = np.random.default_rng(3)
+    module = tf.Module()
+    module.kernel = tf.Variable(random.standard_normal((3, 3, 8, 64), np.float32) / 8, name="kernel")
+    module.step = tf.Variable(random.standard_normal((64, 64), np.float32) / 8, name="step")
+    module.last = tf.Variable(random.standard_normal((64, 100), np.float32), name="last")
+    module.small = tf.Variable(random.standard_normal((100, 3), np.float32), name="small")
+
+    @tf.function
+    def called(x: Any) -> Any:
+        return tf.matmul(x, module.last) + tf.reduce_mean(module.last)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 6, 6, 8], name="image")])
+    def serve(image: Any) -> dict[str, Any]:
+        x = tf.reduce_mean(tf.nn.conv2d(image, module.kernel, 1, "SAME"), [1, 2])
+        for _ in tf.range(3):
+            x = tf.tanh(tf.matmul(x, module.step))
+        return {"scores": tf.matmul(called(x), module.small)}
+
+    tf.saved_model.save(module, str(tmp_path / "saved"), signatures=serve)
+    params = {"image": {"shape": ["batch", 6, 6, 8], "dtype": None, "layout": None}}
+    monkeypatch.setattr(export, "Params", functools.partial(export.Params, inputs=params))
+    one = _exported(tmp_path / "saved", tmp_path / "one")
+    monkeypatch.setattr(parted, "LIMIT", 20_000)
+    two = _exported(tmp_path / "saved", tmp_path / "two")
+    for measured in (one, two):
+        assert measured["check"]["against"] == "the model as it was saved computes"
+        assert measured["check"]["outputs"]["scores"]["relative"] < 1e-5
+    model = files.load(tmp_path / "two/model.onnx")
+    assert sorted(tuple(tensor.dims) for tensor in values.outside(model)) == [(3, 3, 8, 64), (64, 64), (64, 100)]
+    assert [value.name for value in model.graph.input] == ["image"]
+
+
+def test_what_tensorflow_1_has_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tf = pytest.importorskip("tensorflow", reason="needs the extra tensorflow")
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        x = v1.placeholder(tf.float32, [2, 50], name="x")
+        kernel = v1.get_variable("kernel", initializer=np.ones((50, 40), np.float32))
+        y = tf.matmul(x, kernel)
+        session.run(v1.global_variables_initializer())
+        v1.saved_model.simple_save(session, str(tmp_path / "saved"), {"x": x}, {"y": y})
+    monkeypatch.setattr(parted, "LIMIT", 5_000)
+    with pytest.raises(StepError) as caught:
+        _exported(tmp_path / "saved", tmp_path / "out")
+    assert (
+        caught.value.message == "the SavedModel keeps 8,000 bytes of values as TensorFlow 1 did, and 5,000 can be read"
+    )
+    assert caught.value.hint == "save it with TensorFlow 2, or export it as ONNX with its values in another file"
+
+
+def test_no_tflite_file_is_that_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor = TensorProto()
+    frozen = SimpleNamespace(weights={"w:0": tensor})
+    monkeypatch.setattr(export, "frozen_source", lambda *_: (frozen, None))
+    files.save(network(), tmp_path / "model.onnx")
+    params = compile.Params("tflite", mode="fp32", source={"format": "saved_model"})
+    with pytest.raises(StepError) as caught:
+        compile.run(params, {"onnx": tmp_path / "model.onnx", "model": tmp_path}, tmp_path)
+    assert caught.value.message == "the model has more than 2 GiB of weights, and a TFLite file holds less"
+    assert caught.value.hint == "leave this target out, or give a smaller model"
 
 
 # The real size
