@@ -210,7 +210,6 @@ def make_saved_model(path: Path) -> None:
         (make_saved_model, "saved_model.pb holds no graph"),
         (make_zip, "config.json of the Keras file describes no model"),
         (lambda path: path.write_bytes(b"\x1c\0\0\0TFL3" + bytes(60)), "the TFLite file is damaged"),
-        (lambda path: path.write_bytes(b"ftrt" + bytes(60)), "is a TensorRT engine"),
         (lambda path: np.save(path.open("wb"), np.ones(3)), "is a NumPy array"),
         (lambda path: path.write_text("hello\n"), "is no model of a form that is known"),
         (lambda path: path.write_bytes(struct.pack("<100d", *range(100))), "is no model of a form that is known"),

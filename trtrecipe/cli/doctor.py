@@ -1,11 +1,12 @@
-"""doctor: whether this machine has what builds need."""
+"""doctor: whether this machine, or a device, has what builds need."""
 
 from __future__ import annotations
 
 import os
 import platform
 import shutil
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -26,8 +27,22 @@ _TOOLS = (
 _LEAST_FREE = 1 << 30
 
 
-def doctor(as_json: Json = False) -> int:
-    """Check tools, store and machine; exit 1 when something that every build needs is missing."""
+def doctor(
+    device: Annotated[
+        str | None,
+        typer.Option("--device", metavar="NAME", help="Look at this device of the inventory instead, or at `all`."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where results were placed, whose engines are judged.")
+    ] = Path("dist"),
+    as_json: Json = False,
+) -> int:
+    """Check tools, store and machine; exit 1 when something that every build needs is missing. With --device, check a
+    device, and list the engines that it can no longer load."""
+    if device is not None:
+        from trtrecipe.cli.doctor_device import doctor_devices
+
+        return doctor_devices(device, output, as_json)
     checks = [*_tools(), _store(), *_machine()]
     if as_json:
         print_json({"schema": "trtrecipe/doctor/v1", "checks": checks})

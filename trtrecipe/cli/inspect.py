@@ -9,17 +9,19 @@ from typing import Annotated, Any
 
 import typer
 
+from trtrecipe.cli.placed import beside
 from trtrecipe.cli.recipes import Json
 from trtrecipe.cli.render import print_json, short_path, size
 from trtrecipe.errors import InputError, Problem, StepError
+from trtrecipe.targets.engines import header
 
 _LARGEST_JSON = 256 << 20
 _LARGEST_GRAPH = 2 << 30  # of any protobuf file
 _KNOWN = (
-    "inspect shows models (ONNX, SavedModel, Keras, GraphDef, TFLite), scales.json, manifest.json, calibration tables"
+    "inspect shows models (ONNX, SavedModel, Keras, GraphDef, TFLite), engines, scales.json, manifest.json, "
+    "calibration tables"
 )
 _OTHERS = (  # offset, bytes, what starts so
-    (0, b"ftrt", "a TensorRT engine"),
     (0, b"\x93NUMPY", "a NumPy array"),
     (0, b"\x1f\x8b", "a gzip file"),
     (0, b"\x7fELF", "a program or library"),
@@ -27,10 +29,11 @@ _OTHERS = (  # offset, bytes, what starts so
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A model, scales, a manifest or a calibration table.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A model, an engine, scales, a manifest, …")],
     as_json: Json = False,
 ) -> None:
-    """Show what is in a file: a model and which TensorRT releases take it, scales, a manifest, a calibration table."""
+    """Show what is in a file: a model and which TensorRT releases take it, an engine and what can load it, scales, a
+    manifest, a calibration table."""
     try:
         kind, show = _recognise(file)
         described, lines = show(file)
@@ -38,6 +41,11 @@ def inspect(
         raise InputError([Problem(f"cannot be read: {error.strerror}", file=str(file))]) from None
     except StepError as error:
         raise InputError([Problem(error.message, file=str(file), hint=error.hint)]) from None
+    except (KeyError, TypeError, AttributeError, ValueError):
+        if beside(file) is None:
+            raise
+        message = "is an engine, and the manifest.json beside it is damaged"
+        raise InputError([Problem(message, file=str(file), hint="build again")]) from None
     count = file.stat().st_size
     if as_json:
         document = {"schema": "trtrecipe/inspect/v1", "file": short_path(file), "kind": kind, "size": count}
@@ -64,6 +72,8 @@ def _recognise(file: Path) -> tuple[str, Callable[[Path], Shown]]:
         raise _unknown(file, "is empty")
     if head.startswith(b"TRT-"):
         return "calibration_table", _table
+    if header(head) is not None:
+        return "engine", _engine
     for offset, magic, what in _OTHERS:
         if head[offset:].startswith(magic):
             raise _unknown(file, f"is {what}")
@@ -71,8 +81,35 @@ def _recognise(file: Path) -> tuple[str, Callable[[Path], Shown]]:
         return _document(file)
     from trtrecipe.cli.inspect_models import format_of
 
-    kind = format_of(file)
-    return kind, _graph if kind == "onnx" else _model
+    try:
+        kind = format_of(file)
+    except InputError:
+        if beside(file) is None:
+            raise
+        return "engine", _engine  # of TensorRT 8, say, which the manifest alone knows
+    show = _graph if kind == "onnx" else _model
+    return kind, _built(show) if beside(file) is not None else show
+
+
+def _engine(file: Path) -> Shown:
+    from trtrecipe.cli.inspect_engine import show_engine
+
+    return show_engine(file)
+
+
+def _built(show: Callable[[Path], Shown]) -> Callable[[Path], Shown]:
+    """A model that is an engine, too: of ONNX Runtime or TFLite, as the manifest beside it says."""
+
+    def both(file: Path) -> Shown:
+        from trtrecipe.cli.inspect_engine import engine_lines, engine_of
+
+        described, lines = show(file)
+        built = engine_of(file, beside(file))
+        notes = [*described.get("notes", ()), *built["notes"]]
+        described |= {"engine": built["engine"]} | ({"notes": notes} if notes else {})
+        return described, [*engine_lines(built), *built["notes"], *lines]
+
+    return both
 
 
 def _model(file: Path) -> Shown:
