@@ -56,7 +56,13 @@ preprocess:
     - {normalize: {mean: [0, 0, 0], std: [1, 1, 1]}}
     - {cast: float32}
 calibration: {data: {npy: {image: x.npy}}, samples: 8, seed: 1, method: minmax, memory: 64MiB}
-evaluation: {data: {npz: x.npz, arrays: {image: x, label: y}}, samples: 8, seed: 1, metric: top5, output: logits}
+evaluation:
+  data: {npz: x.npz, arrays: {image: x, label: y}}
+  samples: 8
+  seed: 1
+  metric: top5
+  output: logits
+  device_samples: 64
 gates:
   accuracy: {max_drop: 0.1, min: 0.5}
   latency_ms: {p50: 1, p90: 2, p99: 3}

@@ -79,6 +79,13 @@ class _Shared:
             metric=metric,
         )
 
+    def on_device(self) -> dict[str, Any]:
+        """How many samples a device is given at most, and the seed that chooses them."""
+        evaluation = self.loaded.recipe.evaluation
+        if evaluation is None:
+            return {"samples": DEFAULT_SAMPLES, "seed": 0}
+        return {"samples": evaluation.device_samples, "seed": evaluation.seed}
+
     def judging(self, target: Target) -> dict[str, Any]:
         """The parameters of reference and verify that say how outputs are judged."""
         drawn = None
@@ -146,7 +153,7 @@ def _plan_target(shared: _Shared, target: Target, machine: Machine, steps: dict[
         ranges: Inputs = {"scales": scales} if scales is not None else {}
         inputs = {"onnx": artifacts["onnx"], "keep": keep, **ranges}
         artifacts["onnx"] = StepOutput(add.add("convert", target.dialect.id, inputs, {"precision": "fp16"}), "onnx")
-    evaluates = _plan_engine(add, target, machine, artifacts, keep, judged_on, judging)
+    evaluates = _plan_engine(add, shared, target, machine, artifacts, keep, judged_on, judging)
     return TargetPlan(target, tuple(add.used), artifacts, evaluates)
 
 
@@ -309,6 +316,7 @@ def _plan_search(
 
 def _plan_engine(
     add: _Adder,
+    shared: _Shared,
     target: Target,
     machine: Machine,
     artifacts: dict[str, StepOutput],
@@ -324,7 +332,6 @@ def _plan_engine(
         assert target.release is not None and target.release.family is not None  # only such targets are served
         core = target.dla.core if target.dla is not None else None
         device = Need(target.profile.id, target.release.family, core)
-        waits = f"is done on a {target.profile.id}, where this release of trtrecipe only builds"
     elif family == "cuda":
         waits = _cuda_lacks(target, machine)
     # ONNX Runtime neither builds nor verifies for a range, so that no range may be in its keys.
@@ -344,7 +351,9 @@ def _plan_engine(
     built: Inputs = {"onnx": artifacts["onnx"], "engine": artifacts["engine"]}
     if runs:
         params = {"runtime": builder, "evaluates": "engine", "dims": ranges, **judging}
-        add.add("verify", target.label, built | judged_on, params, waits)
+        if device is not None:
+            params["device"] = {**shared.on_device(), "dla_core": device.dla_core}
+        add.add("verify", target.label, built | judged_on, params, waits, device=device)
     else:
         # Nothing here can execute the engine: its graph is judged instead, and the report says so.
         params = {"runtime": "onnxruntime", "evaluates": "graph", "dims": {}, **judging}
@@ -352,7 +361,8 @@ def _plan_engine(
         waits = "needs a GPU that TensorRT for RTX can run on; this machine has none"
     if runs or (target.gates is not None and target.gates.latency_ms is not None):
         opt = {name: {"opt": span.opt} for name, span in target.dims.items()}
-        add.add("benchmark", target.label, built, {"runtime": builder, "dims": opt}, waits)
+        params = {"runtime": builder, "dims": opt} | ({} if device is None else {"dla_core": device.dla_core})
+        add.add("benchmark", target.label, built, params, waits, device=device)
     return "engine" if runs else "graph"
 
 

@@ -111,7 +111,7 @@ class Resolver:
         gpu = self._machine.gpu
         if gpu is not None and _depends_on_gpu(step):
             document["gpu"] = {"name": gpu.name, "compute_capability": gpu.compute_capability, "driver": gpu.driver}
-        if step.kind == "benchmark":
+        if step.kind == "benchmark" and assigned is None:
             document["machine"] = self._machine.model
         return document
 

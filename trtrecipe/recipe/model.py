@@ -443,6 +443,9 @@ class Evaluation(_Closed):
     seed: Seed = Field(0, description="Selects which samples.")
     metric: Literal["top1", "top5", "mse", "cosine", "snr"] | None = None
     output: Text | None = Field(None, description="The output that the metric reads; the first when absent.")
+    device_samples: Samples = Field(
+        256, description="How many of the samples, at most, are run on a device; 32 where only trtexec can run them."
+    )
 
 
 class AccuracyGate(_Closed):

@@ -15,6 +15,7 @@ from trtrecipe.plan.graph import Graph, RecipePlan, TargetPlan
 from trtrecipe.recipe.findings import listed
 from trtrecipe.run.events import Outcome
 from trtrecipe.run.gates import Verdict, evaluate
+from trtrecipe.run.verdicts import judged
 from trtrecipe.store.blobs import Blob
 
 GRAPH_EVALUATED = (
@@ -58,7 +59,7 @@ class RecipeResult:
 
 def results(graph: Graph, outcomes: Mapping[str, Outcome]) -> tuple[RecipeResult, ...]:
     """The results of all recipes of a graph."""
-    return tuple(RecipeResult(recipe, tuple(_targets(graph, recipe, outcomes))) for recipe in graph.recipes)
+    return tuple(RecipeResult(recipe, judged(list(_targets(graph, recipe, outcomes)))) for recipe in graph.recipes)
 
 
 def _targets(graph: Graph, recipe: RecipePlan, outcomes: Mapping[str, Outcome]) -> Iterator[TargetResult]:
@@ -138,10 +139,15 @@ def _metrics(measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         metrics["export"] = measured["export"]["check"]
     if "accuracy" in reference:
         metrics["reference_accuracy"] = reference["accuracy"]
-    for name in ("accuracy", "agreement", "cosine", "cosine_worst", "equal", "max_abs_error", "samples", "evaluated"):
+    # On a device the reference is judged anew, on the samples that the device was given.
+    for name in (
+        "reference_accuracy",
+        *("accuracy", "agreement", "cosine", "cosine_worst", "equal", "max_abs_error"),
+        *("samples", "evaluated", "evaluated_by"),
+    ):
         if name in verify:
             metrics[name] = verify[name]
-    for name in ("latency_ms", "throughput", "batch", "conditions"):
+    for name in ("latency_ms", "compute_ms", "throughput", "batch", "layers", "conditions"):
         if name in benchmark:
             metrics[name] = benchmark[name]
     return metrics
