@@ -998,7 +998,7 @@ class Runner:
     def watch(self, process: "subprocess.Popen[bytes]", size: Optional[int], ends: float, log: Log) -> Tuple[int, bool]:
         timed_out, deadline, rest, open_ = False, ends, b"", True
         assert process.stdout is not None
-        doing = "at work" if self.python else "building"
+        doing = "building" if self.request.get("workspace") else "at work"
         self.note(doing, workspace=size)
         while open_ or process.poll() is None:
             if not open_:
