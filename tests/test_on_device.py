@@ -27,7 +27,6 @@ from trtrecipe.targets.devices import Device, fingerprint
 COUNT = 50
 DIMS = {"batch": {"min": 1, "opt": 4, "max": 8}}
 RELEASES = {"8.2": TX2, "8.5": XAVIER_NX, "10.3": ORIN_NX}
-RUN = "--loadEngine"
 GIVEN = {"samples": 20, "seed": 7, "dla_core": None}
 
 
@@ -127,7 +126,7 @@ def test_without_the_module_trtexec_does(
     assert found["max_abs_error"] < 1e-4
     assert found["notes"][0] == f"judged on {expected} of 50 samples, which is what the device was given"
     assert "ImportError: libnvinfer.so.8" in found["notes"][1]
-    shapes = [flag for call in device.calls(flag=RUN) for flag in call["argv"] if flag.startswith("--shapes")]
+    shapes = [flag for call in device.calls() for flag in call["argv"] if flag.startswith("--shapes")]
     # The largest batch that the engine takes, and no larger than what there is.
     assert shapes == (["--shapes=x:6x4,i:6"] if samples == 6 else ["--shapes=x:8x4,i:8"] * 4)
 
@@ -200,7 +199,7 @@ def test_two_steps_on_one_device_never_overlap(bench: Lab, inputs: Mapping[str, 
         thread.start()
     for thread in threads:
         thread.join()
-    events = [*runs(bench, "8.5"), *device.calls("start", RUN), *device.calls("end", RUN)]
+    events = [*runs(bench, "8.5"), *device.calls("start"), *device.calls("end")]
     assert len(events) == 8  # two by the module, two by trtexec
     order = [event["event"] for event in sorted(events, key=lambda event: event["time"])]
     assert order == ["start", "end"] * 4
@@ -315,8 +314,8 @@ def test_a_benchmark_has_latency_layers_and_conditions(bench: Lab, inputs: Mappi
     assert conditions["before"]["power_mode"] == {"id": 2, "name": "MODE_15W_6CORE"}
     assert conditions["before"]["power"] == conditions["after"]["power"] == {"VDD_IN": 4060}
     assert any("the clocks are not pinned" in note for note in found["notes"])
-    assert any(flag.startswith("--exportTimes") for flag in device.calls(flag=RUN)[0]["argv"])
-    assert any(flag.startswith("--exportProfile") for flag in device.calls(flag=RUN)[1]["argv"])
+    assert any(flag.startswith("--exportTimes") for flag in device.calls()[0]["argv"])
+    assert any(flag.startswith("--exportProfile") for flag in device.calls()[1]["argv"])
 
 
 def test_a_benchmark_that_fails_is_an_error(bench: Lab, inputs: Mapping[str, Path]) -> None:
