@@ -273,7 +273,8 @@ def test_under_a_jetpacks_python(job: Job, tmp_path: Path, version: str) -> None
 @pytest.mark.gpu
 def test_the_real_thing(tmp_path: Path) -> None:
     """TensorRT for RTX under TensorRT's name, and CUDA's own runtime library."""
-    if importlib.util.find_spec("tensorrt_rtx") is None:
+    found = importlib.util.find_spec("tensorrt_rtx")
+    if found is None or found.origin is None:
         pytest.skip("needs tensorrt_rtx")
     from trtrecipe.engines import tensorrt_build, tensorrt_run
 
@@ -293,7 +294,8 @@ def test_the_real_thing(tmp_path: Path) -> None:
         for library in Path(path).glob("libcudart.so*"):
             (folder / "libcudart.so").symlink_to(library)
     inherited = os.environ.get("LD_LIBRARY_PATH", "")
-    variables = {"PYTHONPATH": str(tmp_path / "python"), "LD_LIBRARY_PATH": f"{folder}:{inherited}"}
+    packages = Path(found.origin).parents[1]
+    variables = {"PYTHONPATH": f"{tmp_path / 'python'}:{packages}", "LD_LIBRARY_PATH": f"{folder}:{inherited}"}
     status, answer = job.run(variables)
     assert (status, answer["event"]) == (0, "result"), answer
     for batch, x, i in zip(job.outputs(), job.x, job.i, strict=True):
