@@ -151,6 +151,25 @@ def test_files_that_hold_no_model(content: bytes, match: str, tmp_path: Path) ->
     assert _refused(content, tmp_path, match)
 
 
+@pytest.mark.parametrize("name", [b"Relu", b"float_x", b"some_y", b"size_n"])
+def test_names_that_are_no_text(name: bytes, tmp_path: Path) -> None:
+    text = HEAD + "g (float[size_n] float_x) => (float[size_n] some_y) { some_y = Relu(float_x) }"
+    content = parser.parse_model(text).SerializeToString().replace(name, b"\xff" * len(name))
+    assert "compare the file" in _refused(content, tmp_path, r"damaged: the name b'\\xff")
+
+
+def test_bfloat16_of_an_onnx_model_becomes_fp32(tmp_path: Path) -> None:
+    text = '<ir_version: 9, opset_import: ["" : 17]> ' + (
+        "g (bfloat16[2] x, float[2] z) => (bfloat16[2] y, float[2] w) <bfloat16[2] k = {16256, 16384}> "
+        "{ y = Mul(x, k) b = Cast<to = 16>(z) w = Cast<to = 1>(b) }"
+    )
+    model, notes = _export(parser.parse_model(text), tmp_path)
+    assert {spec.dtype for spec in (*interface(model).inputs, *interface(model).outputs)} == {"float32"}
+    assert notes[0].endswith("it becomes FP32; inputs and outputs that become float32: x, y")
+    found = _run(model, {"x": np.ones(2, np.float32), "z": np.full(2, 70_001, np.float32)})
+    assert found["y"].tolist() == [1, 2] and found["w"].tolist() == [70_001, 70_001]
+
+
 def test_every_way_to_cut_a_model_short_is_a_message(tmp_path: Path) -> None:
     whole = parser.parse_model(OPEN).SerializeToString()
     for length in range(len(whole)):

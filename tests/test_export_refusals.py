@@ -151,6 +151,10 @@ MESSAGES: list[tuple[str, dict[str, Any], str]] = [
         "compare the file's size with the original's",
     ),
     (
+        "h5_damaged", {},
+        "the HDF5 data cannot be read, it is damaged or cut short: … | compare the file's size with the original's",
+    ),
+    (
         "h5_weights", {},
         "the HDF5 file holds weights alone, and no model | save the whole model: model.save('model.keras')",
     ),

@@ -106,7 +106,7 @@ def test_a_float_graph(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert [verdict["verdict"] for verdict in document["verdicts"]][:3] == ["refused", "refused", "accepted"]
     lines = text(capsys, model)
     assert "  quantized no" in lines and "  constants none" in lines
-    assert lines[-1] == "8.0, 8.2: refused: opset 17 is above 13, the newest published"
+    assert lines[-1] == "8.0, 8.2: refused: opset 17 is above 13, the newest published (a build lowers it where it can)"
 
 
 @pytest.mark.parametrize("form", GRAPHS)

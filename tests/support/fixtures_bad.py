@@ -347,6 +347,14 @@ def h5_short(folder: Path) -> Path:
     return path
 
 
+def h5_damaged(folder: Path) -> Path:
+    """An HDF5 file whose groups name their members by places that it does not have."""
+    path = keras_2_h5(folder).path
+    head, *tables = path.read_bytes().split(b"SNOD")
+    path.write_bytes(b"SNOD".join([head, *(table[:4] + b"\xff\xff\xff\x7f" + table[8:] for table in tables)]))
+    return path
+
+
 def _h5(folder: Path, change: Callable[[Any], None]) -> Path:
     import h5py
 

@@ -38,6 +38,7 @@ def read(path: Path) -> ModelProto:
     _require_known_versions(model)
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
+    sound.require_text(model)
     carried.adopt(model)
     sound.require_known_operators(model)
     sound.check(model)

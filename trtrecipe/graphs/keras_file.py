@@ -6,7 +6,8 @@ import json
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -68,7 +69,7 @@ def read_hdf5(path: Path) -> KerasFile:
 
     with path.open("rb") as file:
         _check_hdf5(file, path.stat().st_size)
-        with h5py.File(file, "r") as opened:
+        with _undamaged(), h5py.File(file, "r") as opened:
             text, version = opened.attrs.get("model_config"), opened.attrs.get("keras_version")
     if text is None:
         raise StepError(
@@ -130,20 +131,27 @@ def _check_size(what: str, declared: int, size: int) -> None:
         )
 
 
-def _check_hdf5(file: IO[bytes], size: int) -> None:
-    """Refuse what is cut short, points to other files, or declares more than the file's `size` can account for."""
-    import h5py
-
+@contextmanager
+def _undamaged() -> Iterator[None]:
+    """Turn what h5py raises about damaged data, at whatever depth it meets it, into a StepError."""
     try:
-        opened = h5py.File(file, "r")
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        yield
+    except StepError:
+        raise
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
         words = " ".join(str(error).split())
         raise StepError(
             f"the HDF5 data cannot be read, it is damaged or cut short: {words[:200]}",
             hint="compare the file's size with the original's",
         ) from error
+
+
+def _check_hdf5(file: IO[bytes], size: int) -> None:
+    """Refuse what is cut short, points to other files, or declares more than the file's `size` can account for."""
+    import h5py
+
     declared = 0
-    with opened:
+    with _undamaged(), h5py.File(file, "r") as opened:
         waiting, seen = [opened["/"]], set()
         while waiting:
             group = waiting.pop()

@@ -25,34 +25,47 @@ def doubles_to_floats(model: ModelProto) -> list[str]:
 
     Numbers beyond FP32's range become its largest, as TensorRT's parser has it.
     """
+    changed = _become_floats(model, TensorProto.DOUBLE)
+    return [] if changed is None else [f"the model computes in FP64, which TensorRT has not: it becomes FP32{changed}"]
+
+
+def bfloat16_to_floats(model: ModelProto) -> list[str]:
+    """Make every tensor of bfloat16 FP32 in place, which holds all its values; a sentence where there were any."""
+    changed = _become_floats(model, TensorProto.BFLOAT16)
+    what = "the model computes in bfloat16, which ONNX Runtime's CPU kernels and most of TensorRT's releases do not"
+    return [] if changed is None else [f"{what}: it becomes FP32{changed}"]
+
+
+def _become_floats(model: ModelProto, kind: int) -> str | None:
+    """Make all that is of that element type FP32 in place; what this does to inputs and outputs, None where there was
+    nothing."""
     values = [value for graph in all_graphs(model.graph) for value in (*graph.input, *graph.output)]
-    interface = [value.name for value in (*model.graph.input, *model.graph.output) if _is(value, TensorProto.DOUBLE)]
-    doubles = [value for value in values if _is(value, TensorProto.DOUBLE)]
-    tensors = [tensor for tensor in all_tensors(model.graph) if tensor.data_type == TensorProto.DOUBLE]
-    kinds = [each for node in all_nodes(model.graph) for each in node.attribute if _names_double(each)]
-    if not (doubles or tensors or kinds):
-        return []
-    for value in doubles:
+    interface = [value.name for value in (*model.graph.input, *model.graph.output) if _is(value, kind)]
+    wide = [value for value in values if _is(value, kind)]
+    tensors = [tensor for tensor in all_tensors(model.graph) if tensor.data_type == kind]
+    named = [each for node in all_nodes(model.graph) for each in node.attribute if _names(each, kind)]
+    if not (wide or tensors or named):
+        return None
+    for value in wide:
         value.type.tensor_type.elem_type = TensorProto.FLOAT
     for tensor in tensors:
-        _narrow(tensor)
-    for each in kinds:
+        _to_float(tensor)
+    for each in named:
         each.i = TensorProto.FLOAT
     for graph in all_graphs(model.graph):
         del graph.value_info[:]
-    changed = f"; inputs and outputs that become float32: {', '.join(interface)}" if interface else ""
-    return [f"the model computes in FP64, which TensorRT has not: it becomes FP32{changed}"]
+    return f"; inputs and outputs that become float32: {', '.join(interface)}" if interface else ""
 
 
-def _names_double(attribute: onnx.AttributeProto) -> bool:
-    return attribute.name in _TYPE_ATTRIBUTES and attribute.i == TensorProto.DOUBLE
+def _names(attribute: onnx.AttributeProto, kind: int) -> bool:
+    return attribute.name in _TYPE_ATTRIBUTES and attribute.i == kind
 
 
 def _is(value: onnx.ValueInfoProto, kind: int) -> bool:
     return bool(value.type.tensor_type.elem_type == kind)
 
 
-def _narrow(tensor: TensorProto) -> None:
+def _to_float(tensor: TensorProto) -> None:
     values = array_of(tensor)
     limit = np.finfo(np.float32).max
     finite = np.where(np.isfinite(values), np.clip(values, -limit, limit), values)

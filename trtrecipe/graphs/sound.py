@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto
 
 from trtrecipe.errors import StepError
 from trtrecipe.graphs.carried import INTEGER_OPERATORS
@@ -31,6 +31,32 @@ def check(model: ModelProto) -> None:
         raise StepError(
             f"the graph is not valid ONNX: {' '.join(str(error).split())[:500]}", hint="export the model again"
         ) from error
+
+
+def require_text(model: ModelProto) -> None:
+    """Refuse names that are no text: protobuf hands them over as bytes, on which all else would fail."""
+    for graph in all_graphs(model.graph):
+        values = [value.name for value in (*graph.input, *graph.output, *graph.value_info)]
+        nodes = [
+            name
+            for node in graph.node
+            for name in (node.op_type, node.domain, node.name, *node.input, *node.output, *map(_name, node.attribute))
+        ]
+        constants = [tensor.name for tensor in graph.initializer]
+        dims = [
+            dim.dim_param
+            for value in (*graph.input, *graph.output, *graph.value_info)
+            for dim in value.type.tensor_type.shape.dim
+        ]
+        for name in (graph.name, *values, *nodes, *constants, *dims):
+            if isinstance(name, bytes):
+                raise StepError(
+                    f"the model is damaged: the name {name!r} is no text", hint="compare the file with the original"
+                )
+
+
+def _name(attribute: AttributeProto) -> str:
+    return attribute.name
 
 
 def require_loadable(model: ModelProto) -> None:

@@ -105,9 +105,10 @@ def run(
 
 
 def _onnx(params: Params, path: Path) -> _Exported:
-    from trtrecipe.graphs import cut, from_onnx, layers
+    from trtrecipe.graphs import cut, from_onnx, layers, retype
 
     given = from_onnx.read(path)
+    widened = retype.bfloat16_to_floats(given)
     ended = cut.cut(given, params.outputs) if params.outputs else None
     ends = given if ended is None else ended.model
     source = [node.name for node in ends.graph.node]  # before shapes are settled in that very graph
@@ -125,7 +126,7 @@ def _onnx(params: Params, path: Path) -> _Exported:
             return {}
         return check.check(exported, file, interface(exported).inputs, against, sizes, params.tolerance)
 
-    return _Exported(exported, found, [*(cut.note_dropped(ended.dropped) if ended else ()), *notes], check)
+    return _Exported(exported, found, [*(cut.note_dropped(ended.dropped) if ended else ()), *widened, *notes], check)
 
 
 def _tflite(params: Params, path: Path) -> _Exported:

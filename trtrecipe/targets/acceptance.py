@@ -91,7 +91,12 @@ def _form(release: _Release, form: str, nodes: Sequence[str]) -> Reason:
 def _opset(release: _Release, opset: int) -> Iterator[Reason]:
     older, newer = release.older, release.newer
     if opset > newer.opset_max:
-        yield _reason(release, REFUSED, "opset", f"opset {opset} is above {newer.opset_max}, the newest published")
+        yield _reason(
+            release,
+            REFUSED,
+            "opset",
+            f"opset {opset} is above {newer.opset_max}, the newest published (a build lowers it where it can)",
+        )
     elif opset > older.opset_max:
         known = f"{older.opset_max} is the newest published for {older.release}, {newer.opset_max} for {newer.release}"
         yield _reason(release, ASSUMED, "opset", f"opset {opset}: {known}")
