@@ -168,6 +168,8 @@ def test_what_is_missing_is_said(installed: Installed, tmp_path: Path, monkeypat
     installed("10.3")
     installed.cuda(devices=0)
     assert tensorrt_run.unavailable("tensorrt") == "this machine has no NVIDIA GPU"
+    installed.cuda(devices=-1)
+    assert tensorrt_run.unavailable("tensorrt") == "cudaGetDeviceCount failed: Failed to dlopen libcuda.so.1"
     monkeypatch.setitem(sys.modules, "cuda", None)
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     with pytest.raises(StepError, match="needs CUDA's Python bindings") as caught:

@@ -408,6 +408,8 @@ class HostMemory:
         self.streams = 0
 
     def cudaGetDeviceCount(self) -> tuple[int, int]:
+        if self.devices < 0:
+            raise RuntimeError("Failed to dlopen libcuda.so.1")
         return 0, self.devices
 
     def cudaDriverGetVersion(self) -> tuple[int, int]:

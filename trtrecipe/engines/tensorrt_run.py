@@ -185,7 +185,10 @@ def _cuda(module: str) -> Any:
 
 def _checked(runtime: Any, function: str, *arguments: Any) -> Any:
     """Call a CUDA runtime function; its result. Raises StepError with CUDA's words for the error it returns."""
-    status, *results = getattr(runtime, function)(*arguments)
+    try:
+        status, *results = getattr(runtime, function)(*arguments)
+    except RuntimeError as error:  # bindings of CUDA 11 without a driver (seen of 11.8.7)
+        raise StepError(f"{function} failed: {error}", "check the NVIDIA driver with nvidia-smi") from error
     if status != runtime.cudaError_t.cudaSuccess:
         _, words = runtime.cudaGetErrorString(status)
         said = words.decode() if isinstance(words, bytes) else status.name
