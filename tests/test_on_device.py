@@ -13,10 +13,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import yaml
 from onnx import TensorProto, helper, numpy_helper
 from support import jetpack_python
+from support.projects import make_project
 from support.sshd import ORIN_NX, TX2, XAVIER_NX, Lab, TestDevice, lab
 
+from trtrecipe.cli.app import run
 from trtrecipe.data import outputs
 from trtrecipe.device import agent, jobs, measure
 from trtrecipe.device.ssh import Session
@@ -348,3 +351,50 @@ def test_numbers_that_json_has_no_words_for_are_read(tmp_path: Path) -> None:
 def test_an_output_of_another_size_than_it_says_is_an_error() -> None:
     with pytest.raises(StepError, match="exported 2 values of output y with shape \\[1, 3\\]"):
         on_device._exported({"name": "y", "dimensions": "1x3", "values": [1, 2]}, {}, "nx")
+
+
+def test_a_whole_build_judges_what_the_device_measured(
+    bench: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRTRECIPE_STORE", str(tmp_path / "store"))
+    device = add(bench, "8.5")
+    device.trtexec_fault(milliseconds={"int8": 3.0, "float": 1.0})
+    profile = "jetson-xavier-nx@5.1.4"
+    precisions = {"int8": {"mode": "int8", "fallback": "fp16"}, "fp16": {"mode": "fp16"}}
+    data = {"npz": "data.npz", "arrays": {"image": "test", "label": "label"}}
+    recipe = {
+        "targets": [{"profile": profile, "name": name, "precision": how} for name, how in precisions.items()],
+        "evaluation": {"data": data, "metric": "top1", "device_samples": 8},
+        "gates": {"accuracy": {"max_drop": 0.2}, "latency_ms": {"p99": 2}},
+    }
+    project = make_project(tmp_path / "project", recipe)
+    devices = {"nx": {"profile": "jetson-xavier-nx", "ssh": device.host}}
+    text = yaml.safe_dump({"schema": "trtrecipe/inventory/v1", "devices": devices})
+    (project.folder / "devices.yaml").write_text(text)
+    command = ["build", str(project.recipe), "--json", "--output", str(tmp_path / "dist")]
+    code = run(command)
+    out, err = capsys.readouterr()
+    assert code == 3, out + err
+    int8, fp16 = json.loads(out)["targets"]
+    assert (int8["status"], fp16["status"]) == ("gate-failed", "built")
+    assert int8["notes"][-1] == "INT8 is slower than FP16 here: p50 is 2.735 ms, that of target fp16 in FP16 1.045 ms"
+    assert [gate["gate"] for gate in int8["gates"] if gate["status"] == "missed"] == ["latency_ms.p99"]
+    metrics = fp16["metrics"]
+    assert (metrics["samples"], metrics["evaluated_by"]) == (8, "tensorrt")
+    assert metrics["latency_ms"] == {"p50": 1.045, "p90": 1.081, "p99": 1.09}
+    assert len(runs(bench, "8.5")) == 4  # a process for each target's samples
+    manifest = json.loads((tmp_path / "dist/small/fp16/manifest.json").read_text())
+    assert manifest["status"] == "complete"
+    assert manifest["metrics"] == metrics
+    assert manifest["metrics"]["conditions"]["before"]["power_mode"] == {"id": 2, "name": "MODE_15W_6CORE"}
+    assert manifest["metrics"]["layers"]["slowest"][0]["share"] > 0
+    # How many samples a device is given is in no other step's key, and nothing runs twice.
+    keys = {step["kind"]: step["key"] for step in fp16["steps"]}
+    assert run(command) == 3
+    capsys.readouterr()
+    assert len(device.calls("end")) == 6  # two builds, two runs for times and two for profiles
+    project.change_recipe(lambda value: value["evaluation"].update(device_samples=4))
+    assert run(["plan", str(project.recipe), "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)["targets"][1]["steps"]
+    assert [step["kind"] for step in planned if step["status"] != "hit"] == ["verify"]
+    assert {step["kind"] for step in planned if step["key"] == keys[step["kind"]]} == set(keys) - {"verify"}
