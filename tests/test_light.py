@@ -9,7 +9,7 @@ from onnx import ModelProto, TensorProto, numpy_helper, parser, shape_inference
 
 from trtrecipe.errors import StepError
 from trtrecipe.graphs import sound
-from trtrecipe.graphs.light import SMALL, light, make_constant
+from trtrecipe.graphs.light import SMALL, inferred, light, make_constant
 from trtrecipe.graphs.shapes import infer
 
 TEXT = (
@@ -69,3 +69,10 @@ def test_checks_find_the_same() -> None:
     wrong.graph.initializer[-1].dims[:] = [32, 64]
     with pytest.raises(StepError, match="not valid ONNX"):
         sound.check(wrong)
+
+
+def test_inference_without_values_leaves_the_bytes_that_inference_with_them_does() -> None:
+    model = _model()
+    whole = shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    found = inferred(model, check_type=True, strict_mode=True)
+    assert found.SerializeToString(deterministic=True) == whole.SerializeToString(deterministic=True)
