@@ -1,11 +1,17 @@
-"""Faults at every stage of a build on a device: a clear error or the right engine, never a wrong or partial one."""
+"""Faults at every stage of a build on a device: a clear error or the right engine, never a wrong or partial one.
+
+The table is that of `support.device_faults`. All of it is tried with TRTRECIPE_DROP_POINTS set, a part otherwise.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-import signal
+import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,9 +20,10 @@ from typing import Any
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from support.device_faults import AGAIN, ENGINE, ERROR, FAULTS, PAGE, STAGES, WAITS, Fault, Outcome, page
 from support.sshd import XAVIER_NX, Lab, TestDevice, lab
 
-from trtrecipe.device import jobs
+from trtrecipe.device import jobs, ssh
 from trtrecipe.device.build import build
 from trtrecipe.device.ssh import Session
 from trtrecipe.errors import StepError, Unreachable
@@ -28,6 +35,15 @@ SPEC = BuildSpec(
     timing_cache="timing.cache", verbose=True,
 )  # fmt: skip
 SIZE = 300_000
+POINTS = int(os.environ.get("TRTRECIPE_DROP_POINTS", "0"))
+OPERATIONS = {"probe": "probe", "inputs": "stage", "sending": "receive", "building": "run", "fetching": "send"}
+"""Stage → the request that it is."""
+ALL = [(name, stage) for name, fault in FAULTS.items() for stage in fault.at]
+TRIED = [(name, stage) for name, stage in ALL if POINTS or FAULTS[name].at[stage].quick]
+
+
+def key_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -49,34 +65,54 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def device(bench: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestDevice]:
-    monkeypatch.setattr(jobs, "PAUSES", (0.01, 0.02, 0.03))
-    found = bench.devices[0]
-    for path in (
-        found.folder / "faults.json",
-        Path(f"{found.trtexec}.faults.json"),
-        Path(f"{found.trtexec}.calls.jsonl"),
-    ):
-        path.unlink(missing_ok=True)
-    yield found
-
-
-def resource(device: TestDevice, **more: Any) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def target(bench: Lab) -> dict[str, Any]:
+    """The device as a build is given it."""
+    device = bench.devices[0]
     with Session(device.host) as session:
-        probe = session.ask({"op": "probe"})
-    found = fingerprint(probe)
+        found = fingerprint(session.ask({"op": "probe"}))
     assert found is not None
     address = Device(device.name, device.kind.profile, device.host).address
-    return {"name": device.name, "address": address, "seconds": 30, "fingerprint": asdict(found), **more}
+    return {"name": device.name, "address": address, "seconds": 30, "fingerprint": asdict(found)}
 
 
-def made(device: TestDevice, model: Path, key: str, out: Path, size: int | None = None, **more: Any) -> Any:
-    return build_here(resource(device, **more), hashlib.sha256(key.encode()).hexdigest(), model, out, size)
+@pytest.fixture
+def device(bench: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestDevice]:
+    """The device, empty and in order; and so again afterwards."""
+    monkeypatch.setattr(jobs, "PAUSES", (0.01, 0.02, 0.03))
+    found = bench.devices[0]
+    empty(found)
+    yield found
+    put_right(found)
 
 
-def build_here(target: dict[str, Any], key: str, model: Path, out: Path, size: int | None = None) -> Any:
-    return build(target, key, replace(SPEC, workspace=size), {"model.onnx": model}, out, [].append)
+def empty(device: TestDevice) -> None:
+    device.clear()
+    Path(f"{device.trtexec}.calls.jsonl").unlink(missing_ok=True)
+
+
+def put_right(device: TestDevice) -> None:
+    """Undo every fault, and nothing of what the device has done."""
+    for path in (device.folder / "faults.json", Path(f"{device.trtexec}.faults.json"), device.folder / "clock"):
+        path.unlink(missing_ok=True)
+    for path in (device.folder / "home").iterdir():
+        path.unlink()
+    lock = device.folder / "device.lock"
+    if lock.is_symlink():
+        lock.unlink()
+    elif lock.is_dir():
+        lock.rmdir()
+    with contextlib.suppress(OSError):
+        if (device.cache / "cas").is_file():
+            (device.cache / "cas").unlink()
+    device.put_right()
+
+
+def made(
+    target: dict[str, Any], key: str, model: Path, out: Path, size: int | None = None, said: list[str] | None = None
+) -> Any:
+    heard = said if said is not None else []
+    return build(target, key_of(key), replace(SPEC, workspace=size), {"model.onnx": model}, out, heard.append)
 
 
 def is_right(engine: Path, model: Path) -> None:
@@ -88,109 +124,144 @@ def is_right(engine: Path, model: Path) -> None:
     assert json.loads(meaning)["--fp16"] is True
 
 
-# Where it breaks → the fault. A test id is the stage.
+def inject(device: TestDevice, fault: Fault, stage: str) -> None:
+    """Have it happen at the stage."""
+    for name, text in fault.home.items():
+        (device.folder / "home" / name).write_text(text)
+    if fault.trtexec:
+        device.trtexec_fault(**fault.trtexec)
+    words = device.words(fault.sh)
+    if stage == "building" and fault.sh:
+        once = device.words(f"test -e {{here}}/once || {{{{ touch {{here}}/once; {fault.sh}; }}}}")
+        device.trtexec_fault(seconds=0.2, do=once)
+    elif stage == "waiting":
+        pass  # see `waits_for_the_device`
+    elif stage == "sending" and fault.sh:
+        device.fault(do_in={"op": "receive", "at": SIZE // 2, "sh": words})
+    elif fault.sh:
+        device.fault(do={"op": OPERATIONS[stage], "sh": words})
+    for kind, more in fault.link.items():
+        at = {"sending": SIZE // 2, "fetching": SIZE // 2}.get(stage, 20)
+        if kind == "drop" and "times" in more:
+            at = 0  # in the middle it would get on each time
+        name = f"{kind}_in" if stage == "sending" else kind
+        device.fault(**{name: {"op": OPERATIONS[stage], "at": at, **more}})
+
+
+@contextlib.contextmanager
+def waits_for_the_device(device: TestDevice, words: str) -> Iterator[None]:
+    """The device's lock is held by another until a job waits for it and the words were run."""
+    import fcntl
+
+    def run() -> None:
+        deadline = time.monotonic() + 20
+        while not list((device.cache / "jobs").glob("*/progress.json")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        subprocess.run(["/bin/sh", "-c", words], check=True)
+        time.sleep(0.1)
+        os.close(held)
+
+    held = os.open(device.folder / "device.lock", os.O_RDONLY | os.O_CREAT, 0o444)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+@pytest.mark.parametrize(("name", "stage"), TRIED)
+def test_a_fault_at_a_stage(
+    device: TestDevice, target: dict[str, Any], model: Path, tmp_path: Path, name: str, stage: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    fault, outcome, engine, said = FAULTS[name], FAULTS[name].at[stage], tmp_path / "out.engine", list[str]()
+    if fault.disk:
+        device.cache_on_a_disk()
+        monkeypatch.setattr(jobs, "SPARE", 2 * MIB)
+    if fault.silence is not None:
+        monkeypatch.setattr(ssh, "SILENCE", fault.silence)
+    used = target | ({"seconds": 2} if "hang" in fault.trtexec else {})
+    if fault.python:
+        program = tmp_path / "python3"
+        program.write_text(f"#!/bin/sh\n{fault.python}\n")
+        program.chmod(0o755)
+        used = used | {"address": target["address"] | {"python": str(program)}}
+    inject(device, fault, stage)
+    waiting = waits_for_the_device(device, device.words(fault.sh)) if stage == "waiting" else contextlib.nullcontext()
+    error: StepError | None = None
+    with waiting:
+        try:
+            made(used, name, model, engine, 64 * MIB, said)
+        except StepError as raised:
+            error = raised
+    judge(outcome, error, engine, model)
+    if error is not None:
+        put_right(device)
+        made(target, name, model, engine, 64 * MIB)
+        is_right(engine, model)
+    assert len(device.calls()) == outcome.builds, said
+    left = device.folder / "faults.json"
+    once = [kind for kind, more in fault.link.items() if "times" not in more and stage != "building"]
+    assert not once or json.loads(left.read_text()) == {}, "the fault did not happen"
+
+
+def judge(outcome: Outcome, error: StepError | None, engine: Path, model: Path) -> None:
+    """Whether it came as the table says."""
+    result = ENGINE if error is None else WAITS if isinstance(error, Unreachable) else ERROR
+    assert result == (ENGINE if outcome.result == AGAIN else outcome.result), error
+    if error is None:
+        is_right(engine, model)
+        return
+    assert not engine.exists()
+    assert outcome.says in f"{error.message}; {error.hint}"
+    assert "nx" in error.message
+    assert error.hint
+
+
+def test_the_table_is_whole_and_the_page_is_made_of_it() -> None:
+    assert {stage for _, stage in ALL} == set(STAGES)
+    text = PAGE.read_text()
+    assert page(text) == text, "run: python tests/support/device_faults.py"
+
+
 DROPS: dict[str, dict[str, Any]] = {
-    "before the inputs are asked for": {"drop": {"op": "stage", "at": 0}},
-    "in the answer which inputs are there": {"drop": {"op": "stage", "at": 30}},
     "before an input is sent": {"drop_in": {"op": "receive", "at": 0}},
-    "in the middle of an input": {"drop_in": {"op": "receive", "at": 150_000}},
     "twice in the middle of an input": {"drop_in": {"op": "receive", "at": 100_000, "times": 2}},
     "when an input has arrived": {"drop": {"op": "receive", "at": 0}},
-    "before the build": {"drop": {"op": "run", "at": 0}},
-    "at the build's first word": {"drop": {"op": "run", "at": 10}},
-    "at the build's result": {"drop": {"op": "run", "at": 400}},
     "thrice during the build": {"drop": {"op": "run", "at": 20, "times": 3}},
-    "before the engine": {"drop": {"op": "send", "at": 0}},
-    "in the middle of the engine": {"drop": {"op": "send", "at": 150_000}},
     "at the engine's last byte": {"drop": {"op": "send", "at": SIZE}},
-    "while tidying up": {"drop": {"op": "gc", "at": 0}},
 }
 
 
-@pytest.mark.parametrize("stage", DROPS)
-def test_a_connection_that_breaks(device: TestDevice, model: Path, tmp_path: Path, stage: str) -> None:
-    device.trtexec_fault(seconds=0.3)
-    target = resource(device)
-    engine = tmp_path / "out.engine"
-    for stored in (device.cache / "cas").glob("*"):
-        stored.unlink()
-    device.fault(**DROPS[stage])
-    build_here(target, hashlib.sha256(stage.encode()).hexdigest(), model, engine)
-    is_right(engine, model)
+@pytest.mark.parametrize("when", DROPS)
+def test_a_connection_that_breaks(
+    device: TestDevice, target: dict[str, Any], model: Path, tmp_path: Path, when: str
+) -> None:
+    device.trtexec_fault(seconds=0.2)
+    device.fault(**DROPS[when])
+    made(target, when, model, tmp_path / "out.engine")
+    is_right(tmp_path / "out.engine", model)
     assert len(device.calls("start")) == len(device.calls("end")) == 1
     assert json.loads((device.folder / "faults.json").read_text()) == {}, "the fault did not happen"
 
 
-CORRUPTIONS: dict[str, dict[str, Any]] = {
-    "an input, once": {"flip_in": {"op": "receive", "at": 1000}},
-    "the engine, once": {"flip": {"op": "send", "at": 5000}},
-}
-
-
-@pytest.mark.parametrize("what", CORRUPTIONS)
-def test_what_arrives_damaged_is_sent_again(device: TestDevice, model: Path, tmp_path: Path, what: str) -> None:
-    target = resource(device)
-    for stored in (device.cache / "cas").glob("*"):
-        stored.unlink()
-    device.fault(**CORRUPTIONS[what])
-    build_here(target, hashlib.sha256(what.encode()).hexdigest(), model, tmp_path / "out.engine")
-    is_right(tmp_path / "out.engine", model)
-    assert len(device.calls("end")) == 1
-
-
-@pytest.mark.parametrize(
-    ("what", "fault", "match"),
-    [
-        ("input", {"flip_in": {"op": "receive", "at": 1000, "times": 99}}, "what arrived as .* is something else"),
-        ("engine", {"flip": {"op": "send", "at": 5000, "times": 99}}, "is damaged whenever it arrives"),
-    ],
-)
-def test_what_always_arrives_damaged_is_an_error(
-    device: TestDevice, model: Path, tmp_path: Path, what: str, fault: dict[str, Any], match: str
+def test_a_connection_that_breaks_whenever_something_is_sent(
+    device: TestDevice, target: dict[str, Any], model: Path, tmp_path: Path
 ) -> None:
-    target = resource(device)
-    for stored in (device.cache / "cas").glob("*"):
-        stored.unlink()
-    device.fault(**fault)
-    engine = tmp_path / "out.engine"
-    with pytest.raises(StepError, match=match):
-        build_here(target, hashlib.sha256(f"always {what}".encode()).hexdigest(), model, engine)
-    assert not engine.exists()
+    device.fault(drop_in={"op": "receive", "at": 0, "times": 99})
+    before = len(device.requests())
+    with pytest.raises(Unreachable, match="the connection broke"):
+        made(target, "sent", model, tmp_path / "out.engine")
+    assert 3 <= device.requests()[before:].count("receive") <= 6
 
 
-# What trtexec does → what a person is told.
-FAILURES: dict[str, tuple[dict[str, Any], str]] = {
-    "runs out of memory with any workspace": ({"memory": 1}, r"ran out of memory with every workspace .* 32 MiB"),
-    "is killed for memory with any workspace": ({"out_of_memory_killer": 1}, "ran out of memory with every workspace"),
-    "never ends": ({"hang": True}, "it took longer than 1"),
-    "dies by a signal": ({"signal": int(signal.SIGSEGV)}, "ended by signal 11"),
-    "refuses the graph": ({"fail": "[TRT] no importer for op: Foo"}, "no importer for op: Foo"),
-    "writes half an engine": ({"full_disk": True}, "Saving engine to file failed"),
-    "says it succeeded and wrote nothing": ({"silent_disk": True}, "wrote no engine"),
-    "is of another release": ({"banner": 8401}, "trtexec is of TensorRT 8401, not 8.5.2"),
-}
-
-
-@pytest.mark.parametrize("what", FAILURES)
-def test_a_trtexec_that_fails(device: TestDevice, model: Path, tmp_path: Path, what: str) -> None:
-    fault, match = FAILURES[what]
-    device.trtexec_fault(**fault)
-    engine = tmp_path / "out.engine"
-    with pytest.raises(StepError, match=match) as caught:
-        made(device, model, what, engine, 64 * MIB, seconds=1 if "hang" in fault else 30)
-    assert not isinstance(caught.value, Unreachable)
-    assert device.name in caught.value.message
-    assert caught.value.hint
-    assert not engine.exists()
-    # What was told is not told again: the same request builds.
-    device.trtexec_fault()
-    made(device, model, what, engine)
-    is_right(engine, model)
-
-
-def test_a_build_that_runs_out_of_memory_is_tried_with_less(device: TestDevice, model: Path, tmp_path: Path) -> None:
+def test_a_build_that_runs_out_of_memory_is_tried_with_less(
+    device: TestDevice, target: dict[str, Any], model: Path, tmp_path: Path
+) -> None:
     device.trtexec_fault(memory=600 * MIB)
-    measured = made(device, model, "ladder", tmp_path / "out.engine")
+    measured = made(target, "ladder", model, tmp_path / "out.engine")
     is_right(tmp_path / "out.engine", model)
     # MemTotal is 6.8 GiB, taken for 7; three quarters of it are free, of which at most a half is asked for.
     tried = [entry["workspace"] // MIB for entry in measured["attempts"]]
@@ -200,55 +271,42 @@ def test_a_build_that_runs_out_of_memory_is_tried_with_less(device: TestDevice, 
 
 
 def test_a_full_disk_is_said_before_anything_is_sent(
-    device: TestDevice, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    device: TestDevice, target: dict[str, Any], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs, "SPARE", 1 << 60)
     with pytest.raises(StepError, match=r"needs .* bytes and has") as caught:
-        made(device, model, "full", tmp_path / "out.engine")
+        made(target, "full", model, tmp_path / "out.engine")
     assert "free space" in (caught.value.hint or "")
     assert "receive" not in device.requests()[-2:]
 
 
-def test_a_device_that_goes_away_is_waited_for(device: TestDevice, model: Path, tmp_path: Path) -> None:
-    target = resource(device)
-    device.fault(drop={"op": "run", "at": 0, "times": 99})
-    with pytest.raises(Unreachable):
-        build_here(target, "ab" * 32, model, tmp_path / "out.engine")
-    device.fault()
-    build_here(target, "ab" * 32, model, tmp_path / "out.engine")
-    is_right(tmp_path / "out.engine", model)
+def test_two_hosts_that_build_the_same_build_it_once(
+    device: TestDevice, target: dict[str, Any], model: Path, tmp_path: Path
+) -> None:
+    """Stores know nothing of each other; the device does. The model goes there slowly, so both want to send it."""
+    device.fault(slow_in={"op": "receive", "seconds": 0.1})
+    device.trtexec_fault(seconds=0.3)
+    engines = [tmp_path / f"{number}.engine" for number in range(2)]
+    threads = [threading.Thread(target=made, args=(target, "two", model, engine)) for engine in engines]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for engine in engines:
+        is_right(engine, model)
+    assert engines[0].read_bytes() == engines[1].read_bytes()
+    assert len(device.calls()) == 1
 
 
-def test_a_connection_that_breaks_whenever_something_is_sent(device: TestDevice, model: Path, tmp_path: Path) -> None:
-    target = resource(device)
-    for stored in (device.cache / "cas").glob("*"):
-        stored.unlink()
-    device.fault(drop_in={"op": "receive", "at": 0, "times": 99})
-    with pytest.raises(Unreachable, match="the connection broke"):
-        build_here(target, "ef" * 32, model, tmp_path / "out.engine")
-    assert 3 <= device.requests()[-20:].count("receive") <= 6
-
-
-def test_another_jetpack_since_the_plan_is_an_error(device: TestDevice, model: Path, tmp_path: Path) -> None:
-    target = resource(device)
-    device.show(l4t="35.6.1", jetpack="5.1.5")
-    try:
-        with pytest.raises(StepError, match=r"no longer what it was .*l4t 35.6.0 -> 35.6.1"):
-            build_here(target, "cd" * 32, model, tmp_path / "out.engine")
-    finally:
-        device.show()
-    assert device.calls() == []
-
-
-@pytest.mark.skipif("TRTRECIPE_DROP_POINTS" not in os.environ, reason="long: run with TRTRECIPE_DROP_POINTS=30")
-def test_a_build_dropped_at_many_points_is_one_build(device: TestDevice, model: Path, tmp_path: Path) -> None:
-    points = int(os.environ["TRTRECIPE_DROP_POINTS"])
-    for point in range(points):
+@pytest.mark.skipif(not POINTS, reason="long: run with TRTRECIPE_DROP_POINTS=30")
+def test_a_build_dropped_at_many_points_is_one_build(
+    device: TestDevice, target: dict[str, Any], model: Path, tmp_path: Path
+) -> None:
+    for point in range(POINTS):
         Path(f"{device.trtexec}.calls.jsonl").unlink(missing_ok=True)
         device.trtexec_fault(seconds=0.6)
-        target = resource(device)
-        device.fault(drop={"op": "run", "at": point * 400 // points})
+        device.fault(drop={"op": "run", "at": point * 400 // POINTS})
         engine = tmp_path / f"{point}.engine"
-        build_here(target, hashlib.sha256(f"point {point}".encode()).hexdigest(), model, engine)
+        made(target, f"point {point}", model, engine)
         is_right(engine, model)
         assert len(device.calls()) == 1, point

@@ -6,6 +6,10 @@ folder that stands for the device's root, and does what a test asks for in `faul
 
     drop, drop_in: {"op": NAME, "at": byte, "times": count}  the connection ends there, in the answer or in what is sent
     flip, flip_in: {"op": NAME, "at": byte, "times": count}  one bit there is another one
+    slow, slow_in: {"op": NAME, "seconds": s}                 so long for each piece of 32 KiB
+    do, do_in: {"op": NAME, "sh": words, "at": byte}          the shell runs them before the agent, or at a byte sent
+
+`clock` beside it holds seconds that the agent's clock is wrong by (`do` may write it).
 
 (A bit that flips on the way breaks a real connection; here it stands for a fault of either machine's memory or disk.)
 """
@@ -16,6 +20,7 @@ import contextlib
 import getpass
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -28,7 +33,7 @@ from typing import Any
 
 import pytest
 
-from support import trtexec_surrogate
+from support import device_kill, trtexec_surrogate
 from trtrecipe.targets.catalog import load_catalog
 from trtrecipe.targets.devices import dla_cores
 
@@ -62,8 +67,8 @@ ORIN_NX = Kind(
     "nvidia,p3768-0000+p3767-0000\0nvidia,tegra234\0", 15_650_000, "36.4.3", "6.2", "10.3.0", "12.6.68",
 )  # fmt: skip
 
-_PYTHON = '''#!{python}
-import io, json, os, re, signal, sys, time
+_PYTHON = '''#!{python} -IS
+import io, json, os, re, signal, subprocess, sys, time
 
 HERE = {folder!r}
 arguments = sys.argv[1:]
@@ -112,16 +117,38 @@ def drop():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def do(found):
+    subprocess.run(["/bin/sh", "-c", found["sh"]], check=True, stdin=-3, stdout=2)
+
+
+def clock(right=time.time):
+    try:
+        with open(HERE + "/clock") as text:
+            return right() + float(text.read())
+    except (OSError, ValueError):
+        return right()
+
+
 class In(io.RawIOBase):
     def __init__(self):
         self.first = json.dumps(request).encode() + b"\\n"
         self.taken, self.drop, self.flip = 0, fault("drop_in"), fault("flip_in")
+        self.slow, self.do = fault("slow_in"), fault("do_in")
 
     def readline(self, limit=-1):
         first, self.first = self.first, b""
         return first
 
+    def read1(self, size=-1):
+        return self.read(size)
+
     def read(self, size=-1):
+        if self.slow:
+            size = min(size, 1 << 15)
+            time.sleep(self.slow["seconds"])
+        if self.do and self.taken + size > self.do["at"]:
+            do(self.do)
+            self.do = None
         if self.drop and self.taken + size > self.drop["at"]:
             size = self.drop["at"] - self.taken
             if size <= 0:
@@ -135,7 +162,7 @@ class In(io.RawIOBase):
 
 class Out(io.RawIOBase):
     def __init__(self):
-        self.given, self.drop, self.flip = 0, fault("drop"), fault("flip")
+        self.given, self.drop, self.flip, self.slow = 0, fault("drop"), fault("flip"), fault("slow")
 
     def writable(self):
         return True
@@ -149,7 +176,9 @@ class Out(io.RawIOBase):
             drop()
         left = memoryview(data)
         while left:
-            left = left[os.write(1, left) :]
+            left = left[os.write(1, left[: 1 << 15]) :]
+            if self.slow:
+                time.sleep(self.slow["seconds"])
         self.given += len(data)
         return len(data)
 
@@ -160,6 +189,10 @@ class Streams:
 
 
 sys.argv = ["-c"]
+time.time = clock
+found = fault("do")
+if found:
+    do(found)
 out = Out()
 sys.stdin = Streams(In())
 sys.stdout = io.TextIOWrapper(io.BufferedWriter(out, 1), write_through=True)
@@ -180,6 +213,7 @@ class TestDevice:
     folder: Path
     host: str
     server: subprocess.Popen[bytes] | None = None
+    _trtexec: Path | None = None
 
     @property
     def root(self) -> Path:
@@ -235,11 +269,47 @@ class TestDevice:
         path = self.folder / "requests.jsonl"
         return [json.loads(line)["op"] for line in path.read_text().splitlines()] if path.exists() else []
 
+    def words(self, template: str) -> str:
+        """Words for the device's shell: {here}, {root}, {cache}, {trtexec}, and {kill}, see `device_kill`."""
+        kill = shlex.join([sys.executable, "-IS", str(device_kill.__file__), str(self.folder)])
+        return template.format(here=self.folder, root=self.root, cache=self.cache, trtexec=self.trtexec, kill=kill)
+
+    def cache_on_a_disk(self) -> None:
+        """Put the cache on a file system of 16 MiB of its own. Skips the test where this user may not."""
+        self.cache.mkdir(parents=True, exist_ok=True)
+        command = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(self.cache)]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("mounting a small file system needs root")
+
+    def put_right(self) -> None:
+        """The kind's files, its trtexec and its server as they were; a disk of the cache stays, and can be written."""
+        if os.path.ismount(self.cache):
+            subprocess.run(["mount", "-o", "remount,rw", str(self.cache)], check=True)
+            (self.cache / "filler").unlink(missing_ok=True)
+        if self._trtexec is not None and (
+            not self.trtexec.exists() or self.trtexec.read_bytes() != self._trtexec.read_bytes()
+        ):
+            shutil.copy2(self._trtexec, self.trtexec)
+        self.show()
+        if self.server is None or self.server.poll() is not None:
+            self.start()
+
+    def clear(self) -> None:
+        """Nothing was ever built here."""
+        if os.path.ismount(self.cache):
+            subprocess.run(["umount", "-l", str(self.cache)], check=True)
+        shutil.rmtree(self.folder / "cache", ignore_errors=True)
+        (self.folder / "once").unlink(missing_ok=True)
+
     def calls(self, event: str = "start") -> list[dict[str, Any]]:
         """What trtexec noted."""
         path = Path(f"{self.trtexec}.calls.jsonl")
         found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         return [call for call in found if call["event"] == event]
+
+    def builds(self, event: str = "start") -> list[dict[str, Any]]:
+        """What trtexec noted of builds; it runs engines too."""
+        return [call for call in self.calls(event) if any(word.startswith("--saveEngine=") for word in call["argv"])]
 
     def stop(self) -> None:
         """Switch the server off."""
@@ -254,6 +324,7 @@ class TestDevice:
         port = int(next(line for line in config.read_text().splitlines() if line.startswith("Port ")).split()[1])
         with (self.folder / "sshd.log").open("ab") as log:
             self.server = subprocess.Popen([SSHD, "-D", "-e", "-f", str(config)], stdin=-3, stdout=log, stderr=log)
+        (self.folder / "server.pid").write_text(str(self.server.pid))
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
@@ -307,9 +378,12 @@ class Lab:
             f"Port {port}\nListenAddress 127.0.0.1\nHostKey {self.folder}/host_key\nPidFile none\n"
             f"AuthorizedKeysFile {self.folder}/user_key.pub\nStrictModes no\nUsePAM no\n"
             "PasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\n"
-            "MaxStartups 100\nSetEnv " + " ".join(f'"{key}={value}"' for key, value in variables.items()) + "\n"
+            "MaxStartups 100\nSubsystem sftp internal-sftp\n"
+            "SetEnv " + " ".join(f'"{key}={value}"' for key, value in variables.items()) + "\n"
         )
         self.devices.append(device)
+        device._trtexec = folder / "trtexec"
+        shutil.copy2(device.trtexec, device._trtexec)
         device.start()
         public = " ".join((self.folder / "host_key.pub").read_text().split()[:2])
         with self.known_hosts.open("a") as known:
@@ -341,6 +415,7 @@ class Lab:
     def stop(self) -> None:
         for device in self.devices:
             device.stop()
+            device.clear()
 
 
 @contextlib.contextmanager

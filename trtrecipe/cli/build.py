@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trtrecipe.cli.recipes import Json, Recipes, Targets, load_all
+from trtrecipe.cli.recipes import Chosen, Json, Recipes, Targets, load_all
 from trtrecipe.cli.render import present, print_json, said_once, short_path, size, table
 
 if TYPE_CHECKING:
     from trtrecipe.plan.graph import Graph
     from trtrecipe.run.build import Built
-    from trtrecipe.run.events import Outcome
+    from trtrecipe.run.events import Event, Listener, Outcome
+    from trtrecipe.run.fleet import Fleet
     from trtrecipe.run.results import RecipeResult, TargetResult
 
 # DESIGN: with several targets the worst counts, in this order.
@@ -27,6 +28,7 @@ _CODES = (("failed", 1), ("gate-failed", 3), ("pending", 5), ("built", 0), ("cac
 def build(
     paths: Recipes,
     targets: Targets = None,
+    devices: Chosen = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where results are placed.")] = Path("dist"),
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="Steps at a time.")] = len(os.sched_getaffinity(0)),
     as_json: Json = False,
@@ -41,11 +43,35 @@ def build(
 
     started = time.monotonic()
     machine = this_machine()
-    graph = build_graph(load_all(paths, targets), machine, targets or ())
-    fleet = fleet_for(graph, paths)
-    with Store(default_root()) as store, watch(sys.stderr) as listener:
-        built = run_build(graph, store, machine, jobs, output, listener, fleet)
+    graph = build_graph(load_all(paths, targets, devices or ()), machine, targets or ())
+    fleet = fleet_for(graph, paths, devices or ())
+    at_work: dict[str, str] = {}  # step → the device that it runs on
+    try:
+        with Store(default_root()) as store, watch(sys.stderr) as listener:
+            built = run_build(graph, store, machine, jobs, output, _noting(listener, fleet, at_work), fleet)
+    except KeyboardInterrupt:
+        for name in sorted(set(at_work.values())):
+            sys.stderr.write(
+                f"what was begun on {name} goes on there, and the next build collects it; "
+                f"`trtrecipe devices cancel {name}` ends it\n"
+            )
+        raise
     return report(graph, built, len(paths), as_json, round(time.monotonic() - started, 3))
+
+
+def _noting(listener: Listener, fleet: Fleet | None, at_work: dict[str, str]) -> Listener:
+    """The listener, with a note of which devices are at work."""
+    from trtrecipe.run.events import Finished, Started
+
+    def hear(event: Event) -> None:
+        if isinstance(event, Started) and event.step.device is not None and fleet is not None:
+            device = fleet.assigned(event.step.device).device
+            at_work[event.step.id] = device.name if device is not None else ""
+        elif isinstance(event, Finished):
+            at_work.pop(event.step.id, None)
+        listener(event)
+
+    return hear
 
 
 def report(graph: Graph, built: Built, recipes: int, as_json: bool, seconds: float) -> int:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from trtrecipe.cli.recipes import Json
-from trtrecipe.cli.render import present, print_json, table
+from trtrecipe.cli.render import KEY_PREFIX, present, print_json, table
 from trtrecipe.targets.catalog import Catalog, Dialect, Profile, Release, dla_cores, load_catalog
 
 app = typer.Typer(help="The devices that recipes can name.")
@@ -54,6 +54,21 @@ def probe_device(
         print_json(document)
     else:
         inventory.print_device(document)
+
+
+@app.command("cancel")
+def cancel(name: Annotated[str, typer.Argument(metavar="DEVICE", show_default=False)], as_json: Json = False) -> None:
+    """End what your builds run on a device of the inventory. A build that waits for it fails; another begins anew."""
+    from trtrecipe.cli import inventory
+
+    document = inventory.cancelled(name)
+    if as_json:
+        print_json(document)
+        return
+    for job in document["cancelled"]:
+        typer.echo(f"{name}: ended {job['key'][:KEY_PREFIX]}, begun {job['seconds']} s ago")
+    if not document["cancelled"]:
+        typer.echo(f"{name}: nothing of yours runs there")
 
 
 @app.command("show")

@@ -34,8 +34,12 @@ def find(folder: Path) -> Path | None:
     return path if os.path.isfile(path) else None  # noqa: PTH113 - it raises where a folder may not be looked into
 
 
-def devices_for(folders: Iterable[Path]) -> tuple[Device, ...]:
-    """The devices of the inventories that count in these folders. Raises InputError."""
+LABEL = "label="
+
+
+def devices_for(folders: Iterable[Path], only: Sequence[str] = ()) -> tuple[Device, ...]:
+    """The devices of the inventories that count in these folders; those that `only` says, where it says any: by name,
+    or label=WORD. Raises InputError."""
     paths = dict.fromkeys(path.resolve() for folder in folders if (path := find(folder)) is not None)
     if not paths:
         return ()
@@ -49,25 +53,49 @@ def devices_for(folders: Iterable[Path]) -> tuple[Device, ...]:
             if other[0] != device:
                 text = f"the device {device.name} of {path} is another one in {other[1]}"
                 raise InputError.of(text, "build these recipes one after the other, or rename it")
-    return tuple(device for device, _ in found.values())
+    return tuple(device for device, _ in found.values() if not only or any(_is(device, word) for word in only))
 
 
-def fleet_for(graph: Graph, paths: Sequence[Path]) -> Fleet | None:
-    """The devices for these recipes; None where none of their steps needs one. Raises InputError."""
+def _is(device: Device, word: str) -> bool:
+    """Whether a device is meant by its name, or by one of its labels."""
+    return word.removeprefix(LABEL) in device.labels if word.startswith(LABEL) else word == device.name
+
+
+def check_devices(paths: Sequence[Path], only: Sequence[str]) -> None:
+    """Each word of `only` means a device of the recipes' inventories. Raises InputError."""
+    if not only:
+        return
+    from trtrecipe.recipe.findings import nearest
+
+    devices = devices_for(path.absolute().parent for path in paths)
+    if not devices:
+        raise InputError.of("--device: no devices.yaml beside the recipe, above it or in the user's settings")
+    words = dict.fromkeys(device.name for device in devices)
+    words |= dict.fromkeys(f"{LABEL}{label}" for device in devices for label in device.labels)
+    for word in only:
+        if word not in words:
+            meant = nearest(word, list(words))
+            hint = f"did you mean {meant}?" if meant else f"there are: {', '.join(words)}"
+            raise InputError.of(f"--device {word}: no device of the inventory has that name or label", hint)
+
+
+def fleet_for(graph: Graph, paths: Sequence[Path], only: Sequence[str] = ()) -> Fleet | None:
+    """The devices for these recipes, of which `only` may choose; None where none of their steps needs one. Raises
+    InputError."""
     if not any(step.device for step in graph.steps.values()):
         return None
-    return fleet_of(devices_for(path.absolute().parent for path in paths))
+    return fleet_of(devices_for((path.absolute().parent for path in paths), only), only)
 
 
-def fleet_of(devices: Sequence[Device]) -> Fleet:
-    """These devices, as they were last seen."""
+def fleet_of(devices: Sequence[Device], only: Sequence[str] = ()) -> Fleet:
+    """These devices, as they were last seen. `only`: the words that they were chosen by."""
     from trtrecipe.run.fleet import Fleet, age_from_environment
     from trtrecipe.store.store import default_root
 
-    return Fleet(devices, default_root(), age_from_environment())
+    return Fleet(devices, default_root(), age_from_environment(), only=only)
 
 
-def shown_for(path: Path) -> Shown:
+def shown_for(path: Path, only: Sequence[str] = ()) -> Shown:
     """The JetPack release that the device of a profile last showed, by the inventory that counts for a recipe; of cuda
     the TensorRT release that is installed here."""
 
@@ -80,7 +108,7 @@ def shown_for(path: Path) -> Shown:
 
             installed = version("tensorrt")
             return installed and load_catalog().installed(load_catalog().look_up(profile_id)[0], installed)
-        mine = [device for device in devices_for([path.absolute().parent]) if device.profile == profile_id]
+        mine = [device for device in devices_for([path.absolute().parent], only) if device.profile == profile_id]
         if not mine:
             return None
         fleet, (profile, _) = fleet_of(mine), load_catalog().look_up(profile_id)

@@ -29,8 +29,8 @@ def named(name: str) -> Device | None:
     return next((device for device in devices_here() if device.name == name), None)
 
 
-def probed(name: str) -> dict[str, Any]:
-    """Look at a device now; the document of it. Raises InputError, StepError, StoreError."""
+def _device(name: str) -> Device:
+    """The device of that name. Raises InputError where the inventory has none."""
     device = named(name)
     if device is None:
         from trtrecipe.recipe.findings import nearest
@@ -40,10 +40,28 @@ def probed(name: str) -> dict[str, Any]:
         hint = f"did you mean {meant}?" if meant else f"there are: {', '.join(known)}" if known else None
         where = "the inventory" if known else "devices.yaml, which is neither here nor above nor in your settings"
         raise InputError.of(f"no device is called {name} in {where}", hint)
+    return device
+
+
+def probed(name: str) -> dict[str, Any]:
+    """Look at a device now; the document of it. Raises InputError, StepError, StoreError."""
+    device = _device(name)
     if device.ssh is None:
         text = f"{name} has no ssh destination in the inventory, so nobody can look at it from here"
         raise InputError.of(text, "what it shows is remembered when `trtrecipe import-result` takes in what it made")
     return document(device, fleet_of([device]).look(device))
+
+
+def cancelled(name: str) -> dict[str, Any]:
+    """End what this user's builds run on a device; the document of it. Raises InputError, StepError."""
+    from trtrecipe.device.link import connect
+
+    device = _device(name)
+    if device.ssh is None:
+        raise InputError.of(f"{name} is not reached over SSH", "end there what runs there")
+    with connect(device.address) as link:
+        ended = link.ask({"op": "cancel"})["cancelled"]
+    return {"schema": "trtrecipe/cancelled/v1", "device": name, "cancelled": ended}
 
 
 def documents() -> list[dict[str, Any]]:

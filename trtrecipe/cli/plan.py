@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from trtrecipe.cli.recipes import Json, Recipes, Targets, load_all
+from trtrecipe.cli.recipes import Chosen, Json, Recipes, Targets, load_all
 from trtrecipe.cli.render import KEY_PREFIX, present, print_json, table
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from trtrecipe.plan.resolve import Resolution
 
 
-def plan(paths: Recipes, targets: Targets = None, as_json: Json = False) -> None:
+def plan(paths: Recipes, targets: Targets = None, devices: Chosen = None, as_json: Json = False) -> None:
     """Show which steps the store can serve and which have to run, without running any."""
     from trtrecipe.cli.fleet import fleet_for
     from trtrecipe.plan.machine import this_machine
@@ -24,9 +24,9 @@ def plan(paths: Recipes, targets: Targets = None, as_json: Json = False) -> None
     from trtrecipe.store.store import Store, default_root
 
     machine = this_machine()
-    graph = build_graph(load_all(paths, targets), machine, targets or ())
+    graph = build_graph(load_all(paths, targets, devices or ()), machine, targets or ())
     with Store(default_root()) as store:
-        known = resolve_all(graph, resolver_for(graph, store, machine, fleet_for(graph, paths))[0])
+        known = resolve_all(graph, resolver_for(graph, store, machine, fleet_for(graph, paths, devices or ()))[0])
     if as_json:
         documents = [_document(graph, recipe, known) for recipe in graph.recipes]
         print_json(documents[0] if len(paths) == 1 else {"schema": "trtrecipe/plans/v1", "recipes": documents})

@@ -19,25 +19,38 @@ Recipes = Annotated[list[Path], typer.Argument(help="Recipe files.", show_defaul
 Targets = Annotated[
     list[str] | None, typer.Option("--target", "-t", help="Only this target; may be given again.", show_default=False)
 ]
+Chosen = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--device",
+        "-d",
+        help="Only this device of the inventory, or with label=WORD those with that label; may be given again.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
-def load_all(paths: Sequence[Path], only: Sequence[str] | None = None) -> list[tuple[Loaded, list[Target]]]:
-    """Every recipe with its targets. Raises InputError with the problems of all, or an id in `only` that none has."""
+def load_all(
+    paths: Sequence[Path], only: Sequence[str] | None = None, devices: Sequence[str] = ()
+) -> list[tuple[Loaded, list[Target]]]:
+    """Every recipe with its targets. `devices`: which of the inventory may be used, where not all. Raises InputError
+    with the problems of all, or an id in `only` that none has, or a device that is none."""
     from functools import partial
 
-    from trtrecipe.cli.fleet import shown_for
+    from trtrecipe.cli.fleet import check_devices, shown_for
     from trtrecipe.recipe.files import check_files
     from trtrecipe.recipe.load import load
     from trtrecipe.recipe.rules import resolve_targets, target_findings
     from trtrecipe.targets.catalog import load_catalog
 
+    check_devices(paths, devices)
     problems: list[Problem] = []
     found: list[tuple[Loaded, list[Target]]] = []
     catalog = load_catalog()
     for path in {path.resolve(): path for path in paths}.values():
         try:
-            shown = shown_for(path)
+            shown = shown_for(path, devices)
             loaded = load(path, also=partial(target_findings, shown=shown))
         except InputError as error:
             problems += error.problems

@@ -31,8 +31,8 @@ Probe = Callable[[Device], dict[str, Any]]
 
 def probe(device: Device) -> dict[str, Any]:
     """Look at a device. Raises StepError, of which Unreachable is one."""
-    from trtrecipe.device.link import connect
     from trtrecipe.device.jobs import again
+    from trtrecipe.device.link import connect
 
     with connect(device.address) as link:
         answer = again(lambda: link.ask({"op": "probe"}), lambda text: None)
@@ -62,9 +62,12 @@ class Fleet:
         age: float,
         look: Probe = probe,
         seen: Mapping[str, Seen] = MappingProxyType({}),
+        only: Sequence[str] = (),
     ) -> None:
-        """`seen`: what this command knows of devices, by name, without looking at them."""
+        """`seen`: what this command knows of devices, by name, without looking at them. `only`: the words that the
+        devices were chosen by, where they were."""
         self._devices, self._root, self._age, self._look = tuple(devices), root, age, look
+        self._only = ", ".join(only)
         self._seen: dict[str, Seen | None] = dict(seen)
         self._fresh: set[str] = set(seen)
         """Names of devices that this command has looked at."""
@@ -74,7 +77,8 @@ class Fleet:
         """The first device that fits and can be had, else one that was seen to fit; by what is known now."""
         mine = self._candidates(need)
         if not mine:
-            return Assigned(None, None, missing(need))
+            text = f"needs a {need.profile}, and --device {self._only} is none" if self._only else missing(need)
+            return Assigned(None, None, text)
         judged = [(device, *self._judge(device, need)) for device in mine]
         best = [one for one in judged if one[1] is not None and one[2] is None]
         # Of those out of reach the one last heard of: what was imported from it is what there is.
@@ -122,7 +126,7 @@ class Fleet:
     def _candidates(self, need: Need) -> list[Device]:
         """Devices of the profile: those last seen to fit first, then those never seen, in the inventory's order."""
         mine = [device for device in self._devices if device.profile == need.profile]
-        if self.seen(imported := by_bundle(need)) is not None:
+        if not self._only and self.seen(imported := by_bundle(need)) is not None:
             mine.append(imported)
         return sorted(mine, key=lambda device: self._rank(device, need))
 
