@@ -21,14 +21,11 @@ from measure import Command, Sample
 BUDGETS = {1_000: 1.0, 10_000: 0.5}  # steps → limit, as a multiple of doit's time
 SHAPES = ("chain", "independent")
 GRAPHS = [(1, "chain"), *((size, shape) for size in BUDGETS for shape in SHAPES)]
-CHILDREN = ("fill", "no-op")
+CHILD = Path(__file__).with_name("noop_child.py")
 
 
 def main() -> None:
-    """Measure, print, and write if asked to; or be the process that is measured."""
-    if sys.argv[1:2] and sys.argv[1] in CHILDREN:
-        child(sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
-        return
+    """Measure, print, and write if asked to."""
     options = measure.parser(__doc__, runs=7, peers=True).parse_args()
     measure.trtrecipe_program()
     doit = measure.peer(options.peers, "doit")
@@ -54,8 +51,8 @@ def _ours(shape: str, size: int, work: Path, env: Mapping[str, str]) -> Command:
     _write_inputs(folder, shape, size)
     arguments = [str(folder), shape, str(size)]
     print(f"filling a store: {shape}, {size} steps ...", file=sys.stderr)
-    measure.run(Command("filling the store", [sys.executable, __file__, "fill", *arguments], work, env))
-    return Command(_name("trtrecipe", shape, size), [sys.executable, __file__, "no-op", *arguments], work, env)
+    measure.run(Command("filling the store", [sys.executable, str(CHILD), "fill", *arguments], work, env))
+    return Command(_name("trtrecipe", shape, size), [sys.executable, str(CHILD), "no-op", *arguments], work, env)
 
 
 def _doit(doit: Path, shape: str, size: int, work: Path, env: Mapping[str, str]) -> Command:
@@ -110,55 +107,6 @@ def _budgets(medians: Mapping[str, Sample]) -> list[str]:
             against = f"{measure.verdict(ours.wall / doit.wall, limit, ' x doit')}, " if doit else ""
             lines.append(f"- {size:,} steps, {shape}: {against}{measure.verdict(ours.peak, 80, ' MiB')}")
     return lines
-
-
-def child(what: str, folder: Path, shape: str, size: int) -> None:
-    """Fill the store of `folder`, or build its graph and exit unless every step is a hit."""
-    from trtrecipe.cli.progress import watch
-    from trtrecipe.plan.graph import Graph
-    from trtrecipe.plan.machine import this_machine
-    from trtrecipe.run.build import resolver_for
-    from trtrecipe.run.scheduler import Scheduler
-    from trtrecipe.store.store import Store
-
-    graph = Graph((), _steps(folder, shape, size))
-    with Store(folder / "store") as store:
-        resolver, sources = resolver_for(graph, store, this_machine())
-        if what == "fill":
-            _fill(graph, resolver, store, folder)
-            return
-        with watch(sys.stderr) as listener:
-            scheduler = Scheduler(graph, resolver, store, sources, 1, listener)
-            scheduler.run()
-    hits = sum(outcome.status == "hit" for outcome in scheduler.outcomes.values())
-    if hits != size:
-        sys.exit(f"{hits} of {size} steps are hits")
-
-
-def _steps(folder: Path, shape: str, size: int):  # type: ignore[no-untyped-def]  # types of what is imported late
-    """Step id → step. The imports are the measured process's own."""
-    from trtrecipe.errors import Problem
-    from trtrecipe.plan.graph import Step, StepOutput
-    from trtrecipe.plan.sources import ModelSource
-
-    steps, nowhere = {}, Problem("")
-    for number in range(size):
-        outside = number == 0 or shape == "independent"
-        source = ModelSource(folder / "in" / str(number), nowhere) if outside else StepOutput(f"r:{number - 1}", "onnx")
-        steps[f"r:{number}"] = Step(f"r:{number}", "prepare", {}, {"onnx": source})
-    return steps
-
-
-def _fill(graph, resolver, store, folder: Path) -> None:  # type: ignore[no-untyped-def]  # types of what is imported late
-    """Publish a small output for every step. Nothing here is timed, so nothing is synced to the disk either."""
-    os.fsync = lambda fd: None
-    known: dict[str, object] = {}
-    for number, step in enumerate(graph.steps.values()):
-        resolution = resolver.resolve(step, known)
-        file = folder / "output"
-        file.write_text(f"output {number}\n")
-        record = store.publish(resolution.key, resolution.key_document, {"onnx": file}, {})
-        known[step.id] = type(resolution)("hit", resolution.key, outputs=record.outputs)
 
 
 if __name__ == "__main__":

@@ -254,7 +254,7 @@ class Build:
         """Inputs of the calibrate step, what it measured, and its scales."""
         with Store(self.store) as store:
             records = [record for key, _ in store.records.all() if (record := store.records.read(key))]
-            kinds = {record.key_document["kind"]: record for record in records}
+            kinds = {(store.records.key_document(record.key) or {})["kind"]: record for record in records}
             found = kinds["calibrate"]
             prepared = store.blobs.path(kinds["prepare"].outputs["onnx"].sha256)
             document = store.blobs.path(found.outputs["scales"].sha256).read_bytes()

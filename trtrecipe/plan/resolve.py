@@ -149,10 +149,9 @@ class Resolver:
 
     def _key_document_of(self, key: str) -> Mapping[str, Any] | None:
         try:
-            record = self._store.records.read(key)
+            return self._store.records.key_document(key)
         except DamagedRecordError:
             return None
-        return None if record is None else record.key_document
 
 
 def _depends_on_gpu(step: Step) -> bool:

@@ -84,32 +84,34 @@ def source_digest(source: Source, stat: StatCache) -> str:
         return _sample_digest(source.data, source.sampling, stat)
     path = source.path
     if not path.is_dir():
-        own = stat.digest(path, "", lambda: sha256_file(path))
-        beside = _external_data(path, stat)
-        if not beside:
+        own, _, sizes = stat.digest(path, "model", partial(_read_model, path)).partition(" ")
+        if sizes == "{}":
             return own
-        others = [(name, path.parent / name) for name in beside]
+        beside = json.loads(sizes)
+        try:
+            external_data.require_there(path, beside)
+        except formats.FormatError as error:
+            raise DataError(error.message, error.hint) from None
+        others = [(name, path.parent / name) for name in sorted(beside)]
         digests = [[name, stat.digest(file, "", partial(sha256_file, file))] for name, file in others]
         return sha256_json([["", own], *digests])
     return sha256_json([[name, stat.digest(file, "", partial(sha256_file, file))] for name, file in _files(path)])
 
 
-def _external_data(path: Path, stat: StatCache) -> list[str]:
-    """Files that an ONNX model keeps values in, relative to its folder; none for anything else. Raises DataError."""
+def _read_model(path: Path) -> str:
+    """The file's SHA-256, and as JSON what an ONNX model needs of other files: their names in its folder, and sizes.
 
-    def read() -> str:
-        try:
-            is_onnx = formats.model_format(path) == "onnx"
-        except formats.FormatError:  # a table of scales, say; of models it is said where their format is told
-            is_onnx = False
-        return json.dumps(external_data.needed(external_data.parts(path)) if is_onnx else {})
-
+    Raises DataError, OSError.
+    """
+    own = sha256_file(path)
     try:
-        sizes = json.loads(stat.digest(path, "external data", read))
-        external_data.require_there(path, sizes)
+        is_onnx = formats.model_format(path) == "onnx"
+    except formats.FormatError:  # a table of scales, say; of models it is said where their format is told
+        is_onnx = False
+    try:
+        return f"{own} {json.dumps(external_data.needed(external_data.parts(path)) if is_onnx else {})}"
     except formats.FormatError as error:
         raise DataError(error.message, error.hint) from None
-    return sorted(sizes)
 
 
 def _sample_digest(data: Data, sampling: Sampling, stat: StatCache) -> str:

@@ -163,12 +163,12 @@ def _built_on(graph: Graph, result: TargetResult, store: Store) -> dict[str, Any
     where it was built here for others."""
     for step_id, outcome in result.steps:
         if step_id in result.plan.steps and graph.steps[step_id].kind == "compile":
-            key = outcome.resolution.key
-            record = store.records.read(key) if key is not None and outcome.resolution.outputs is not None else None
-            if record is not None and "device" in record.key_document:
-                return {name: value for name, value in record.key_document["device"].items() if name != "accepts"}
-            if record is not None and "gpu" in record.key_document:
-                return dict(record.key_document["gpu"])
+            key = outcome.resolution.key if outcome.resolution.outputs is not None else None
+            document = (store.records.key_document(key) if key is not None else None) or {}
+            if "device" in document:
+                return {name: value for name, value in document["device"].items() if name != "accepts"}
+            if "gpu" in document:
+                return dict(document["gpu"])
     return None
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import heapq
 import selectors
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -33,18 +31,6 @@ _ALONE = {"benchmark"}
 _ALONE_BUILDERS = {"tensorrt"}
 # Kinds that use several processes themselves. While one runs, no other step is started.
 _SPREADS = {kind for kind, module in STEPS.items() if "jobs" in keywords(module)}
-
-
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Resolving makes many objects and no cycles: looking for those took a tenth of a large no-op."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _measures(step: Step) -> bool:
@@ -96,8 +82,7 @@ class Scheduler:
         """Build everything that can be built. KeyboardInterrupt stops the workers and passes."""
         selector = selectors.DefaultSelector()
         try:
-            with _without_collector():
-                self._resolve(deque(step_id for step_id, needs in self._needs.items() if not needs))
+            self._resolve(deque(step_id for step_id, needs in self._needs.items() if not needs))
             while self._ready or any(self._ready_on.values()) or self._running or self._later:
                 self._wake()
                 while (step_id := self._next()) is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from trtrecipe.digest import canonical_json, sha256_bytes
 from trtrecipe.store.blobs import Blob, make_folder, move_aside, open_plain, sync_folder, wrong_with
+from trtrecipe.store.stat import StatCache
 
 _parse = json.JSONDecoder().decode
 
@@ -21,97 +22,110 @@ _FIRST, _MIDDLE, _LAST = b'{"digest":"%s","result":', b',"key_document":', b"}"
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """`key` is the SHA-256 of `key_json`, the canonical JSON of the key document; `digest` that of all that is kept."""
+    """What the step with the key `key` made. Its key document is kept beside it (`Records.key_document`)."""
 
     key: str
-    key_json: bytes
     outputs: Mapping[str, Blob]
     measurements: Mapping[str, Any]
-    digest: str
-
-    @property
-    def key_document(self) -> dict[str, Any]:
-        """The key document, parsed."""
-        document: dict[str, Any] = json.loads(self.key_json)
-        return document
 
 
 class DamagedRecordError(Exception):
     """A record's bytes do not match its own digest or its name, or cannot be had."""
 
 
-def make_record(
-    key: str, key_document: Mapping[str, Any], outputs: Mapping[str, Blob], measurements: Mapping[str, Any]
-) -> Record:
-    """A record with its digest. Raises ValueError for measurements that are no finite JSON."""
-    key_json = canonical_json(key_document)
-    return Record(key, key_json, outputs, measurements, sha256_bytes(_rest(key_json, outputs, measurements)))
+def _encode(record: Record, key_document: Mapping[str, Any]) -> bytes:
+    """All lines. Raises ValueError for measurements that are no finite JSON."""
+    blobs = {role: {"sha256": blob.sha256, "size": blob.size} for role, blob in record.outputs.items()}
+    result = canonical_json({"outputs": blobs, "measurements": record.measurements})
+    rest = b"\n".join((result, _MIDDLE, canonical_json(key_document), _LAST, b""))
+    return _FIRST % sha256_bytes(rest).encode() + b"\n" + rest
 
 
-def _rest(key_json: bytes, outputs: Mapping[str, Blob], measurements: Mapping[str, Any]) -> bytes:
-    """All lines but the first."""
-    blobs = {role: {"sha256": blob.sha256, "size": blob.size} for role, blob in outputs.items()}
-    result = canonical_json({"outputs": blobs, "measurements": measurements})
-    return b"\n".join((result, _MIDDLE, key_json, _LAST, b""))
-
-
-def _read(name: str) -> bytes:
-    # Without a file object: a no-op build reads thousands of these.
-    descriptor = open_plain(name, os.O_RDONLY)
-    try:
-        left = os.fstat(descriptor).st_size
-        data = os.read(descriptor, left + 1)
-        while len(data) < left and (more := os.read(descriptor, left - len(data))):
-            data += more
-        return data
-    finally:
-        os.close(descriptor)
-
-
-def _decode(data: bytes, key: str) -> Record:
+def _split(data: bytes, key: str) -> tuple[bytes, bytes]:
+    """The result and the key document, after checking every byte. Raises DamagedRecordError."""
     first, _, rest = data.partition(b"\n")
-    digest = sha256_bytes(rest)
     lines = rest.split(b"\n")
     # The key is the digest of the key document: a record under another name is found out too.
-    if first != _FIRST % digest.encode() or len(lines) != 5 or sha256_bytes(lines[2]) != key:
+    if first != _FIRST % sha256_bytes(rest).encode() or len(lines) != 5 or sha256_bytes(lines[2]) != key:
         raise DamagedRecordError
-    fields = _parse(lines[0].decode())
+    return lines[0], lines[2]
+
+
+def _record(key: str, result: bytes) -> Record:
+    fields = _parse(result.decode())
     outputs = {role: Blob(blob["sha256"], blob["size"]) for role, blob in fields["outputs"].items()}
-    return Record(key, lines[2], outputs, fields["measurements"], digest)
+    return Record(key, outputs, fields["measurements"])
 
 
 class Records:
-    """The folder of records."""
+    """The folder of records, with the stat rows that spare reading them again."""
 
-    def __init__(self, folder: Path, temporary: Path, quarantine: Path) -> None:
+    def __init__(self, folder: Path, temporary: Path, quarantine: Path, stat: StatCache) -> None:
         self._folder = folder
         self._temporary = temporary
         self._quarantine = quarantine
+        self._stat = stat
         self._prefix = f"{folder}{os.sep}"
 
     def path(self, key: str) -> Path:
         """Where the record of `key` is, or would be."""
-        return self._folder / key[:2] / f"{key[2:]}.json"
+        return Path(self._name(key))
 
-    def read(self, key: str) -> Record | None:
-        """The record, None where there is none. Raises DamagedRecordError, OSError."""
+    def _name(self, key: str) -> str:
+        return f"{self._prefix}{key[:2]}{os.sep}{key[2:]}.json"
+
+    def find(self, key: str) -> Record | None:
+        """Like `read`, but a record whose stat is as it was when it was last hashed counts as whole, and is not read.
+
+        Raises DamagedRecordError, OSError.
+        """
         try:
-            data = _read(f"{self._prefix}{key[:2]}{os.sep}{key[2:]}.json")
+            stat = os.lstat(self._name(key))
         except OSError as error:
             if wrong_with(error) == "lost":
                 return None
             raise DamagedRecordError from error
-        return _decode(data, key)
+        result = self._stat.result(key, stat)
+        return self.read(key) if result is None else _record(key, result)
 
-    def create(self, record: Record) -> Record:
-        """Keep the record unless one is there already; the one that is kept. Raises OSError, StoreError."""
+    def read(self, key: str) -> Record | None:
+        """The record, None where there is none. Raises DamagedRecordError, OSError."""
+        lines = self._lines(key)
+        return None if lines is None else _record(key, lines[0])
+
+    def key_document(self, key: str) -> dict[str, Any] | None:
+        """The key document in the record, None where there is no record. Raises DamagedRecordError, OSError."""
+        lines = self._lines(key)
+        if lines is None:
+            return None
+        document: dict[str, Any] = json.loads(lines[1])
+        return document
+
+    def _lines(self, key: str) -> tuple[bytes, bytes] | None:
+        try:
+            with open(self._name(key), "rb", buffering=0, opener=open_plain) as file:
+                stat = os.fstat(file.fileno())
+                data = file.readall()
+        except OSError as error:
+            if wrong_with(error) == "lost":
+                return None
+            raise DamagedRecordError from error
+        lines = _split(data, key)
+        self._stat.remember_result(key, stat, lines[0])
+        return lines
+
+    def create(self, record: Record, key_document: Mapping[str, Any]) -> Record:
+        """Keep the record unless one is there already; the one that is kept.
+
+        Raises ValueError for measurements that are no finite JSON, OSError, StoreError.
+        """
+        data = _encode(record, key_document)
         path = self.path(record.key)
         make_folder(path.parent, self._quarantine)
-        rest = _rest(record.key_json, record.outputs, record.measurements)
         temporary = self._temporary / f"{record.key}.{os.urandom(4).hex()}"
         try:
             with temporary.open("xb") as file:
-                file.write(_FIRST % record.digest.encode() + b"\n" + rest)
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             try:

@@ -26,6 +26,9 @@ CREATE TABLE IF NOT EXISTS files (
   PRIMARY KEY (path, part)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS blobs (
   sha256 TEXT PRIMARY KEY, dev INTEGER, ino INTEGER, size INTEGER, mtime_ns INTEGER) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS records (
+  key TEXT PRIMARY KEY, dev INTEGER, ino INTEGER, size INTEGER, mtime_ns INTEGER, ctime_ns INTEGER, result BLOB,
+  sha256 TEXT) WITHOUT ROWID;
 """
 
 
@@ -37,7 +40,8 @@ class FileChangedError(StepError):
 
 
 class StatCache:
-    """Rows for files of the user (`digest`) and for blobs of the store (`blob_is_known`, `remember_blob`).
+    """Rows for files of the user (`digest`), and for blobs (`blob_is_known`, `remember_blob`) and records (`result`,
+    `remember_result`) of the store.
 
     Every failure of the database only costs speed: a damaged one is made anew, any other is left unused. Each row is
     committed as it is written, so that no other process ever waits for this one.
@@ -50,6 +54,7 @@ class StatCache:
         # What `preload` read; rows written since then, here or elsewhere, are only in the database.
         self._files: dict[tuple[bytes, str], tuple[object, ...]] = {}
         self._blobs: dict[str, tuple[object, ...]] = {}
+        self._records: dict[str, tuple[object, ...]] = {}
         self._open()
 
     def _open(self) -> None:
@@ -81,10 +86,9 @@ class StatCache:
         if self._database is None:
             return
         try:
-            for sha256, *row in self._database.execute("SELECT * FROM blobs"):
-                self._blobs[sha256] = tuple(row)
-            for name, part, *row in self._database.execute("SELECT * FROM files"):
-                self._files[name, part] = tuple(row)
+            self._blobs = {row[0]: row for row in self._database.execute("SELECT * FROM blobs")}
+            self._records = {row[0]: row for row in self._database.execute("SELECT * FROM records")}
+            self._files = {row[:2]: row for row in self._database.execute("SELECT * FROM files")}
         except _UNUSABLE as error:
             self._make_anew(error)
 
@@ -100,15 +104,16 @@ class StatCache:
 
         Raises OSError, FileChangedError when the file changes meanwhile, and whatever `compute` raises.
         """
-        name = os.fsencode(os.path.abspath(path))
+        name = os.fsencode(path)
+        if not os.path.isabs(name):
+            name = os.path.join(os.getcwdb(), name)
         before = os.stat(name)
+        known = (name, part, *_identity(before))
         found = self._files.get((name, part))
-        if found is None or found[:5] != _identity(before):
-            found = self._query(
-                "SELECT dev, ino, size, mtime_ns, ctime_ns, sha256 FROM files WHERE path = ? AND part = ?", (name, part)
-            )
-        if found is not None and found[:5] == _identity(before):
-            return str(found[5])
+        if found is None or found[:7] != known:
+            found = self._query("SELECT * FROM files WHERE path = ? AND part = ?", (name, part))
+        if found is not None and found[:7] == known:
+            return str(found[7])
         sha256 = compute()
         after = os.stat(name)
         if _identity(before) != _identity(after):
@@ -138,15 +143,35 @@ class StatCache:
 
     def blob_is_known(self, sha256: str, stat: os.stat_result) -> bool:
         """Whether the blob was hashed when its stat was as it is now (its ctime aside: links change it)."""
-        now = _identity(stat)[:4]
-        if self._blobs.get(sha256) == now:
+        known = (sha256, *_identity(stat)[:4])
+        if self._blobs.get(sha256) == known:
             return True
-        return self._query("SELECT dev, ino, size, mtime_ns FROM blobs WHERE sha256 = ?", (sha256,)) == now
+        return self._query("SELECT * FROM blobs WHERE sha256 = ?", (sha256,)) == known
 
     def remember_blob(self, sha256: str, stat: os.stat_result) -> None:
         """Note that the blob was hashed and right, unless it is too young for that to last."""
         if time.time_ns() - stat.st_mtime_ns >= SETTLED_NS:
             self._write("INSERT OR REPLACE INTO blobs VALUES (?,?,?,?,?)", (sha256, *_identity(stat)[:4]))
+
+    def result(self, key: str, stat: os.stat_result) -> bytes | None:
+        """What the record of `key` says of its result, if it was hashed when its stat was as it is now.
+
+        A row is no better than its file: it is checked against a digest of its own each time.
+        """
+        known = (key, *_identity(stat))
+        found = self._records.get(key)
+        if found is None or found[:6] != known:
+            found = self._query("SELECT * FROM records WHERE key = ?", (key,))
+        if found is None or found[:6] != known:
+            return None
+        result = found[6]
+        return result if isinstance(result, bytes) and _seal(key, result) == found[7] else None
+
+    def remember_result(self, key: str, stat: os.stat_result, result: bytes) -> None:
+        """Note that the record was hashed and right, unless it is too young for that to last."""
+        if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) >= SETTLED_NS:
+            row = (key, *_identity(stat), result, _seal(key, result))
+            self._write("INSERT OR REPLACE INTO records VALUES (?,?,?,?,?,?,?,?)", row)
 
     def _query(self, sql: str, values: tuple[object, ...]) -> tuple[object, ...] | None:
         if self._database is None:
@@ -176,6 +201,10 @@ def _state(names: Sequence[str], files: Sequence[str]) -> tuple[str, bool]:
         newest = max(newest, stat.st_mtime_ns, stat.st_ctime_ns)
         digest.update(b"%s\0%d %d %d %d %d\n" % (os.fsencode(file), *_identity(stat)))
     return digest.hexdigest(), time.time_ns() - newest >= SETTLED_NS
+
+
+def _seal(key: str, result: bytes) -> str:
+    return hashlib.sha256(key.encode() + result).hexdigest()
 
 
 def _identity(stat: os.stat_result) -> tuple[int, int, int, int, int]:

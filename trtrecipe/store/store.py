@@ -24,7 +24,7 @@ from trtrecipe.digest import canonical_json, sha256_bytes
 from trtrecipe.errors import StoreError
 from trtrecipe.store.blobs import Blob, Blobs, explain_oserror, move_aside
 from trtrecipe.store.locks import KeyLock
-from trtrecipe.store.records import DamagedRecordError, Record, Records, make_record
+from trtrecipe.store.records import DamagedRecordError, Record, Records
 from trtrecipe.store.stat import StatCache
 
 BUCKET = "v1"
@@ -75,7 +75,7 @@ class Store:
             raise explain_oserror(error, root, "store") from error
         self.stat = StatCache(base / "stat.sqlite")
         self.blobs = Blobs(base / "blobs", self.quarantine, self.stat)
-        self.records = Records(base / "records", self._temporary, self.quarantine)
+        self.records = Records(base / "records", self._temporary, self.quarantine, self.stat)
 
     def _create(self, folders: tuple[Path, ...]) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ class Store:
         Raises StoreError.
         """
         try:
-            record = self.records.read(key)
+            record = self.records.find(key)
             if record is None:
                 return Missing("none")
             for role, blob in record.outputs.items():
@@ -138,7 +138,7 @@ class Store:
         """
         try:
             outputs: dict[str, Blob] = {role: self.blobs.put(file) for role, file in files.items()}
-            return self.records.create(make_record(key, key_document, outputs, measurements))
+            return self.records.create(Record(key, outputs, measurements), key_document)
         except OSError as error:
             raise explain_oserror(error, self.root, "store") from error
 
