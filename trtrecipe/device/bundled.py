@@ -140,6 +140,8 @@ class Bench:
                 result = dict(failure.more, ok=False, reason=failure.reason, message=failure.message)
             if result["ok"]:
                 tell("{}done in {} s".format(head, result["seconds"]))
+            elif self.has_another_way(job, result):
+                tell("{}not possible here ({}); there is another way".format(head, result["message"]))
             else:
                 tell("{}failed: {}".format(head, result["message"]))
                 for line in result.get("log") or ():
@@ -147,6 +149,11 @@ class Bench:
             kept = {name: value for name, value in request.items() if name not in self.given and name != "cache"}
             self.done[job["id"]] = {"id": job["id"], "request": kept, "result": result}
         return list(self.done.values())
+
+    def has_another_way(self, job: Json, result: Json) -> bool:
+        """Whether another job takes the place of one that failed so."""
+        wanted = {"job": job["id"], "reason": result["reason"]}
+        return any(other.get("unless") == wanted for other in self.bundle["jobs"])
 
     def request(self, job: Json) -> Json:
         """The request with what only the device knows."""
@@ -273,8 +280,7 @@ def main(argv: List[str], given: Json) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("stopped; what is finished is kept: run the same command again to go on\n")
         return 130
-    excused = {job["unless"]["job"] for job in bundle["jobs"] if "unless" in job}
-    failed = [job["id"] for job in jobs if not job["result"]["ok"] and job["id"] not in excused]
+    failed = [job["id"] for job in jobs if not job["result"]["ok"] and not bench.has_another_way(job, job["result"])]
     if failed:
         tell("failed: {}; the same command tries that again".format(", ".join(failed)))
     tell("bring back {}".format(archive))

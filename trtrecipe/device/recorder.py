@@ -11,9 +11,9 @@ from typing import Any, BinaryIO
 from trtrecipe.device.link import Hear, Json, Noted
 from trtrecipe.digest import canonical_json
 
-_THERE = frozenset(
-    ("op", "key", "trtexec", "trtexec_sha256", "tensorrt", "seconds", "space", "keep", "every", "lock", "root", "cache")
-)
+_AT_THE_DEVICE = {"op", "key", "trtexec", "trtexec_sha256", "tensorrt", "lock", "root", "cache"}
+_IN_THIS_COMMAND = {"seconds", "space", "keep", "every", "fresh"}
+_THERE = _AT_THE_DEVICE | _IN_THIS_COMMAND
 """Fields of a `run` that depend on the device, or on how it is reached, and not on what is built."""
 PIECE = 1 << 20
 

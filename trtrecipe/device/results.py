@@ -49,6 +49,14 @@ _DONE = {
     "layers": int,
     "collected": bool,
     "timing_cache": (dict, None),
+    "shown": {
+        "model": (str, None),
+        "l4t": (str, None),
+        "cuda": (str, None),
+        "tensorrt": (str, None),
+        "memory": {"total": (int, None)},
+        "trtexec": ({"sha256": str}, None),
+    },
 }
 _FAILED = {"reason": str, "message": str}
 _NEVER = "the result has no outcome of this"
@@ -134,6 +142,9 @@ class Results:
 
     def _run(self, request: Mapping[str, Any]) -> Json:
         asked = portable(request)
+        if request.get("fresh"):
+            text = "the device became something else while it was at work: another JetPack, or another trtexec"
+            raise StepError(text, "run build.py there again, and import what it writes then")
         found = [job for job in self._jobs if portable(job["request"]) == asked]
         for job in sorted(found, key=lambda job: not job["result"]["ok"]):
             mine = (job["request"]["tensorrt"], job["request"]["trtexec_sha256"])
