@@ -52,7 +52,10 @@ class Link(Protocol):
 
 
 def connect(address: Mapping[str, Any]) -> Link:
-    """The link that an address (`targets.devices.Device.address`) stands for; nothing is asked of it yet."""
+    """The link that an address (`targets.devices.Device.address`) stands for; nothing is asked of it yet.
+
+    Raises Unreachable where there is none.
+    """
     if "record" in address:
         from trtrecipe.device.recorder import Recorder
 
@@ -61,6 +64,9 @@ def connect(address: Mapping[str, Any]) -> Link:
         from trtrecipe.device.results import Results
 
         return Results(**address)
+    if "bundle" in address:
+        text = f"{address['bundle']} has no ssh destination"
+        raise Unreachable(text, "`trtrecipe bundle` packs what it is to do")
     from trtrecipe.device.ssh import Session
 
     return Session(**address)
