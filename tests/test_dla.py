@@ -5,23 +5,28 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.projects import Project, make_project
-from support.sshd import ORIN_NX, XAVIER_NX, Lab, lab
-from test_fleet import build, statuses, write_inventory
+from support.sshd import XAVIER_NX, Lab, lab
+from test_fleet import build, write_inventory
 
 from trtrecipe.cli.app import run
 from trtrecipe.device.agent import PARTS_KEPT, Log
 from trtrecipe.device.build import _in_words
 from trtrecipe.errors import InputError
+from trtrecipe.plan.devices import Need
+from trtrecipe.plan.machine import this_machine
+from trtrecipe.plan.pipeline import build_graph
 from trtrecipe.recipe.load import load
 from trtrecipe.recipe.rules import resolve_targets, target_findings
+from trtrecipe.run.fleet import Fleet
 from trtrecipe.targets.buildspec import Dla
 from trtrecipe.targets.catalog import load_catalog
-from trtrecipe.targets.devices import dla_cores
+from trtrecipe.targets.devices import Device, dla_cores
 from trtrecipe.targets.spec import Target
 
 NX = "jetson-xavier-nx@5.1.4"
@@ -30,6 +35,7 @@ DLA: dict[str, Any] = {
     "model": {"source": "model.onnx", "dims": ONE},
     "precision": {"mode": "int8", "fallback": "fp16"},
     "build": {"dla": {"core": 0}},
+    "evaluation": {"data": {"npz": "data.npz", "arrays": {"image": "test", "label": "label"}}, "samples": 4},
     "targets": [NX],
 }
 
@@ -210,9 +216,11 @@ def test_an_engine_for_dla_says_what_runs_where(
     device = bench.add("nx", XAVIER_NX)
     write_inventory(project.folder, [device])
     built = build(project, capsys)
-    assert statuses(built) == ["ran"], built[NX]["compile"]
-    [argv] = [call["argv"] for call in device.calls()]
+    calls = [call["argv"] for call in device.calls()]
+    [argv] = [argv for argv in calls if any(flag.startswith("--onnx=") for flag in argv)]
     assert {"--useDLACore=0", "--allowGPUFallback", "--int8", "--fp16", "--calib=calibration.table"} <= set(argv)
+    # Whatever runs the engine there runs it on the same core.
+    assert all("--useDLACore=0" in argv for argv in calls)
     placed = {
         "core": 0, "gpu_fallback": True, "left_out": 0,
         "on_dla": ["{ForeignNode[conv...relu]}", "{ForeignNode[gemm]}"],
@@ -223,13 +231,6 @@ def test_an_engine_for_dla_says_what_runs_where(
     assert target["dla"] == manifest["dla"] == placed
     words = "DLA core 0: 2 of 4 parts of the engine run on the GPU: GLOBALAVERAGEPOOL: pool, FLATTEN: flatten"
     assert words in target["notes"]
-    assert statuses(build(project, capsys)) == ["hit"]
-
-    # Another core, and no core, are other engines.
-    project.change_recipe(lambda recipe: recipe["build"]["dla"].update(core=1))
-    again = build(project, capsys)
-    assert statuses(again) == ["ran"]
-    assert again[NX][""]["dla"]["core"] == 1
 
 
 def test_without_fallback_the_layer_that_cannot_run_is_named(
@@ -244,21 +245,36 @@ def test_without_fallback_the_layer_that_cannot_run_is_named(
     assert len(device.calls()) == 1
 
 
-def test_a_device_without_the_core_is_passed_over(
-    tmp_path: Path, bench: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TRTRECIPE_STORE", str(tmp_path / "store"))
-    small = bench.add("small", ORIN_NX)
-    small.show(memory=7_500_000)
-    target = {"profile": "jetson-orin-nx@6.2", "name": "orin", "precision": {"mode": "fp16"}}
-    project = make_project(tmp_path / "project", DLA | {"targets": [target], "build": {"dla": {"core": 1}}})
-    write_inventory(project.folder, [small])
-    waits = build(project, capsys)
-    assert statuses(waits) == ["pending"]
-    assert "small has 1 DLA cores, so no core 1" in waits["orin"]["compile"]["reason"]
-    large = bench.add("large", ORIN_NX)
-    write_inventory(project.folder, [small, large])
-    built = build(project, capsys)
-    assert statuses(built) == ["ran"]
-    assert (len(small.calls()), len(large.calls())) == (0, 1)
-    assert built["orin"][""]["dla"]["on_dla"] == ["{ForeignNode[conv...relu]}", "{ForeignNode[gemm]}"]
+def test_a_device_without_the_core_is_passed_over(tmp_path: Path) -> None:
+    def look(device: Device) -> dict[str, Any]:
+        total = (7_500_000 if device.name == "small" else 15_650_000) << 10
+        return {
+            "model": "Orin NX", "l4t": "36.4.3", "cuda": "12.6.68", "tensorrt": "10.3.0",
+            "memory": {"total": total}, "trtexec": {"path": "/x", "sha256": "0" * 64},
+        }  # fmt: skip
+
+    devices = [Device(name, "jetson-orin-nx", f"{name}.lab") for name in ("small", "large")]
+    need = Need("jetson-orin-nx", "10.3", 1)
+    alone = Fleet(devices[:1], tmp_path / "alone", 0, look)
+    alone.settle([need])
+    assert alone.assigned(need).problem == "small has 1 DLA cores, so no core 1"
+    both = Fleet(devices, tmp_path / "both", 0, look)
+    both.settle([need])
+    assert both.assigned(need).device == devices[1]
+    assert both.assigned(replace(need, dla_core=0)).device == devices[0]
+
+
+def test_another_core_is_another_engine(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    def params() -> dict[str, Any]:
+        loaded = load(project.recipe)
+        found, _ = resolve_targets(loaded, load_catalog())
+        steps = build_graph([(loaded, found)], this_machine()).steps.values()
+        return {step.kind: step.params for step in steps}
+
+    first = params()
+    assert first["compile"]["dla"] == {"core": 0, "gpu_fallback": True}
+    project.change_recipe(lambda recipe: recipe["build"]["dla"].update(core=1))
+    second = params()
+    assert (second["compile"]["dla"]["core"], second["benchmark"]["dla_core"]) == (1, 1)
+    assert second["verify"]["device"]["dla_core"] == 1
+    assert first["calibrate"] == second["calibrate"]
