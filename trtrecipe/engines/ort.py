@@ -118,6 +118,7 @@ def _session(model: Path | ModelProto, options: ort.SessionOptions) -> ort.Infer
     model = files.load(model) if isinstance(model, Path) else model
     found = files.beside(model)
     if found is not None:
+        # For models in memory since 1.21 (microsoft/onnxruntime pull request 23557).
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(found[1]))
         return _loaded(found[0], options)
     if (whole := files.in_one(model)) is not None:
