@@ -573,19 +573,18 @@ def run(request: Json, hear: Callable[..., None] = say) -> Json:
     interpreter instead; "workspace": absent, or {"flag": what stands before a number of MiB among the arguments,
     "bytes", "total", "available"}: bytes asked for, null for a part of what is free (`sizes`), tried with less and
     less while memory runs out; "outputs": {"engine": name, ...} to be kept by content; "table": the name of a
-    calibration table, of whose tensors none may be without a scale; "timing_cache": {"name", "file"} or
-    absent; "placement": whether to tell what runs on DLA; "seconds": limit of all attempts together; "space": bytes to be left on the disk; "lock": the device's lock;
-    "every": seconds between signs of life; "fresh": run even where a finished run could be collected; "conditions":
-    true where those of the run are to be told; "root" of the files that they are read from; "keep": {"bytes",
-    "seconds"} of the cache (`gc`).
+    calibration table, of whose tensors none may be without a scale; "timing_cache": {"name", "file"} or absent;
+    "placement": whether to tell what runs on DLA; "seconds": limit of all attempts together; "space": bytes to be left
+    on the disk; "lock": the device's lock; "every": seconds between signs of life; "fresh": run even where a finished
+    run could be collected; "conditions": true where those of the run are to be told; "root" of the files that they are
+    read from; "keep": {"bytes", "seconds"} of the cache (`gc`).
 
     → "ok", "outputs": role → {"sha256", "size"}, "attempts": [{"workspace", "outcome", "status", "signal", "seconds"}],
     "seconds", "waited", "layers", "timing_cache": {"before", "after"}, "collected" (it was built by an earlier call),
-    "placement": {"dla", "gpu": {"count", "names": of the first 400}}, "shown": what an engine depends on, as `probe` has
-    it, when it was done; "untidy": why `gc` failed;
-    "conditions": {"before", "after": as `conditions` has them, "during": as `summary` has it}, "log": the end of
-    trtexec's log; where not ok, "reason" (memory, timeout, disk, spoiled, version, trtexec, lost, or what a job of
-    this interpreter said) and "message". Errors "missing" and "damaged" list digests to be staged again, "space",
+    "placement": {"dla", "gpu": {"count", "names": of the first 400}}, "shown": what an engine depends on, as `probe`
+    has it, when it was done; "untidy": why `gc` failed; "conditions": {"before", "after": as `conditions` has them,
+    "during": as `summary` has it}, "log": the end of trtexec's log; where not ok, "reason" (memory, timeout, disk,
+    spoiled, version, trtexec, dla, lost, or what a job of this interpreter said) and "message". Errors "missing" and "damaged" list digests to be staged again, "space",
     "trtexec", "lock", "died", "cancelled".
     """
     cache = cache_folder(request)
