@@ -584,8 +584,8 @@ def run(request: Json, hear: Callable[..., None] = say) -> Json:
     "placement": {"dla", "gpu": {"count", "names": of the first 400}}, "shown": what an engine depends on, as `probe`
     has it, when it was done; "untidy": why `gc` failed; "conditions": {"before", "after": as `conditions` has them,
     "during": as `summary` has it}, "log": the end of trtexec's log; where not ok, "reason" (memory, timeout, disk,
-    spoiled, version, trtexec, dla, lost, or what a job of this interpreter said) and "message". Errors "missing" and "damaged" list digests to be staged again, "space",
-    "trtexec", "lock", "died", "cancelled".
+    spoiled, version, trtexec, dla, lost, or what a job of this interpreter said) and "message". Errors
+    "missing" and "damaged" list digests to be staged again, "space", "trtexec", "lock", "died", "cancelled".
     """
     cache = cache_folder(request)
     job = os.path.join(cache, "jobs", checked(request["key"], DIGEST, "key"))
