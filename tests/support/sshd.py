@@ -202,6 +202,49 @@ exec(compile(agent, "<agent>", "exec"), {{"__name__": "__main__"}})
 '''
 
 
+# `docker exec -i NAME COMMAND` and nothing else. As with docker, no signal to the client reaches what runs inside
+# it has a session, an environment and files of its own, and the client copies its streams.
+_DOCKER = """#!{python} -IS
+import os, subprocess, sys, threading
+
+CONTAINERS = {folder!r}
+words = sys.argv[1:]
+if words[:2] != ["exec", "-i"] or len(words) < 4 or words[2].startswith("-"):
+    sys.exit("docker: 'exec -i CONTAINER COMMAND' is all that this one knows")
+inside = os.path.join(CONTAINERS, words[2])
+if not os.path.isdir(inside):
+    sys.exit("Error response from daemon: No such container: " + words[2])
+if not os.path.exists(inside + "/running"):
+    sys.exit("Error response from daemon: container " + words[2] + " is not running")
+environment = {{"PATH": inside + "/bin:/usr/bin:/bin", "HOME": inside + "/home", "XDG_CACHE_HOME": inside + "/cache"}}
+child = subprocess.Popen(words[3:], stdin=-1, stdout=-1, stderr=2, env=environment, cwd=inside, start_new_session=True)
+
+
+def copy():
+    try:
+        while True:
+            block = os.read(0, 1 << 16)
+            if not block:
+                break
+            child.stdin.write(block)
+            child.stdin.flush()
+        child.stdin.close()
+    except OSError:
+        pass
+
+
+threading.Thread(target=copy, daemon=True).start()
+while True:
+    block = os.read(child.stdout.fileno(), 1 << 16)
+    if not block:
+        break
+    os.write(1, block)
+code = child.wait()
+sys.stdout.flush()
+os._exit(code if code >= 0 else 128 - code)
+"""
+
+
 @dataclass
 class TestDevice:
     """A device that tests may break. `name` is its name in inventories, `host` what ssh is told."""
@@ -291,7 +334,7 @@ class TestDevice:
         ):
             shutil.copy2(self._trtexec, self.trtexec)
         self.show()
-        if self.server is None or self.server.poll() is not None:
+        if (self.folder / "sshd_config").exists() and (self.server is None or self.server.poll() is not None):
             self.start()
 
     def clear(self) -> None:
@@ -395,6 +438,22 @@ class Lab:
                 f"  UserKnownHostsFile {self.known_hosts}\n  GlobalKnownHostsFile none\n"
             )
         return device
+
+    def contain(self, device: TestDevice, name: str, kind: Kind) -> TestDevice:
+        """A container of that name on a device, which has a root, a cache and a lock of its own."""
+        containers = device.folder / "containers"
+        inside = TestDevice(name, kind, containers / name, device.host)
+        for part in ("bin", "home"):
+            (inside.folder / part).mkdir(parents=True)
+        for path, text in (
+            (inside.folder / "bin/python3", _PYTHON.format(python=sys.executable, folder=str(inside.folder))),
+            (device.folder / "bin/docker", _DOCKER.format(python=sys.executable, folder=str(containers))),
+        ):
+            path.write_text(text)
+            path.chmod(0o755)
+        (inside.folder / "running").touch()
+        inside.show()
+        return inside
 
     def install_client(self, folder: Path) -> Path:
         """A folder for PATH with `ssh` as a user has it whose ~/.ssh/config is the lab's: OpenSSH looks for that file
