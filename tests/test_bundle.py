@@ -21,7 +21,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from support import bundles
+from support import bundles, jetpack_python
 from support.bundles import Carried
 from support.projects import Project, make_project
 from support.sshd import TX2, XAVIER_NX, lab
@@ -184,6 +184,46 @@ def test_without_an_inventory_the_device_is_remembered(project: Project, done: P
     waits = command(capsys, "build", project.recipe, expected=5)
     assert "jetson-tx2:8.2 is not reached over SSH" in steps(waits)["compile"]["reason"]
     assert "last seen" in steps(waits)["compile"]["reason"]
+
+
+def test_where_jetpack_has_its_python_module_no_other_way_is_gone(
+    project: Project, carried: Carried, tmp_path: Path, capsys: Capture
+) -> None:
+    carried.environment = jetpack_python.install(tmp_path / "python", "8.2")
+    said = carried.run()
+    assert f"verify@{TARGET}:2: not needed" in said
+    assert "failed" not in said
+    document = command(capsys, "import-result", project.recipe, carried.archive)
+    assert document["targets"][0]["metrics"]["evaluated_by"] == "tensorrt"
+    assert document["targets"][0]["notes"] == []
+
+
+def test_targets_of_one_device_share_a_bundle(
+    project: Project, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = [TARGET, {"profile": "jetson-tx2@4.6.4", "name": "exact", "precision": {"mode": "fp32"}}]
+    project.change_recipe(lambda recipe: recipe.update(targets=both))
+    made = command(capsys, "bundle", project.recipe, "-o", "both.tar.gz")
+    assert made["schema"] == "trtrecipe/bundled/v1"
+    assert made["targets"] == [TARGET, "exact"]
+    assert [job for job in made["jobs"] if job.startswith("compile")] == [f"compile@{TARGET}", "compile@exact"]
+    there = bundles.carry(tmp_path / "both.tar.gz", tmp_path / "there", bundles.device(tmp_path / "device", TX2))
+    there.environment = jetpack_python.install(tmp_path / "python", "8.2")
+    there.run()
+    # Of two such devices of the inventory, the one that it was.
+    entries = {name: {"profile": "jetson-tx2"} for name in ("one", "two")}
+    text = yaml.safe_dump({"schema": "trtrecipe/inventory/v1", "devices": entries})
+    (project.folder / "devices.yaml").write_text(text)
+    document = command(capsys, "import-result", project.recipe, there.archive, "--device", "two")
+    assert [target["status"] for target in document["targets"]] == ["built", "built"]
+    command(capsys, "build", project.recipe, "--device", "two")
+    command(capsys, "build", project.recipe, "--device", "one", expected=5)
+    # What it shows stands for a release that the recipe does not name.
+    project.change_recipe(lambda recipe: recipe.update(targets=["jetson-tx2"]))
+    plan = command(capsys, "plan", project.recipe, "--device", "two")
+    assert {step["status"] for step in steps(plan).values()} == {"hit"}
+    said = command(capsys, "import-result", project.recipe, there.archive, "--device", "three", expected=2)
+    assert "three" in said["errors"][0]["message"]
 
 
 def test_equal_bundles_are_equal_bytes(packed: Path, tmp_path: Path) -> None:

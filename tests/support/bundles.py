@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tarfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ class Carried:
 
     folder: Path
     device: TestDevice
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def archive(self) -> Path:
@@ -35,7 +38,10 @@ class Carried:
         """`python3 build.py`, told where the device's files are."""
         given = {"root": str(self.device.root), "lock": str(self.device.folder / "device.lock")}
         command = [python, "-B", "-c", _RUN, str(self.folder), json.dumps(given), *arguments]
-        return subprocess.Popen(command, stdin=-3, stdout=-1, stderr=-1, text=True, cwd="/", start_new_session=True)
+        environment = {**os.environ, **self.environment}
+        return subprocess.Popen(
+            command, stdin=-3, stdout=-1, stderr=-1, text=True, cwd="/", env=environment, start_new_session=True
+        )
 
     def run(self, *arguments: str, expected: int = 0, python: str = sys.executable) -> str:
         """All that it says."""

@@ -63,7 +63,7 @@ def import_results(
 ) -> Built:
     """Build `graph`, the targets of the results, by what these hold, and remember the devices that they show.
 
-    `devices`: the inventory. Raises InputError, StoreError.
+    `devices`: those of the inventory that they may be of. Raises InputError, StoreError.
     """
     known = _known(graph, given, devices)
     changed = tuple(sorted(_changed(graph, given, host_part(graph, store, machine, jobs, listener)).items()))
@@ -107,8 +107,8 @@ def _known(graph: Graph, given: Sequence[Given], devices: Sequence[Device]) -> d
 
 
 def _stands_for(need: Need, devices: Sequence[Device]) -> Device:
-    """The inventory's device that results of a need are of, where it names one that SSH does not reach."""
-    mine = [device for device in devices if device.profile == need.profile and device.ssh is None]
+    """The device that results of a need are of, where there is but one; else one that stands for whichever it was."""
+    mine = [device for device in devices if device.profile == need.profile]
     return mine[0] if len(mine) == 1 else by_bundle(need)
 
 
