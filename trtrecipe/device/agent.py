@@ -62,7 +62,7 @@ MEMORY = re.compile(
     r"|Requested amount of GPU memory|Cannot allocate memory|^Killed\b"
 )
 TIMING = re.compile(r"-{5,} Timing Runner: (.*?)(?: \([^()]*(?:\[[^\]]*\])?\))?$")
-BAD_TIMING = re.compile(r"\] \[[EW]\] .*([Tt]iming ?[Cc]ache)", re.DOTALL)
+BAD_TIMING = re.compile(r"\] \[E\] .*[Tt]iming ?[Cc]ache")
 """What is said of a timing cache that cannot be used."""
 BANNER = re.compile(r"&&&& [A-Z]+ TensorRT\.trtexec \[TensorRT v(\d+)\]")
 SPOILED = re.compile("no shapes were provided. Automatically overriding shape")
