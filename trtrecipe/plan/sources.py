@@ -83,19 +83,20 @@ def source_digest(source: Source, stat: StatCache) -> str:
     if isinstance(source, SampleSource):
         return _sample_digest(source.data, source.sampling, stat)
     path = source.path
-    if not path.is_dir():
+    try:
         own, _, sizes = stat.digest(path, "model", partial(_read_model, path)).partition(" ")
-        if sizes == "{}":
-            return own
-        beside = json.loads(sizes)
-        try:
-            external_data.require_there(path, beside)
-        except formats.FormatError as error:
-            raise DataError(error.message, error.hint) from None
-        others = [(name, path.parent / name) for name in sorted(beside)]
-        digests = [[name, stat.digest(file, "", partial(sha256_file, file))] for name, file in others]
-        return sha256_json([["", own], *digests])
-    return sha256_json([[name, stat.digest(file, "", partial(sha256_file, file))] for name, file in _files(path)])
+    except IsADirectoryError:
+        return sha256_json([[name, stat.digest(file, "", partial(sha256_file, file))] for name, file in _files(path)])
+    if sizes == "{}":
+        return own
+    beside = json.loads(sizes)
+    try:
+        external_data.require_there(path, beside)
+    except formats.FormatError as error:
+        raise DataError(error.message, error.hint) from None
+    others = [(name, path.parent / name) for name in sorted(beside)]
+    digests = [[name, stat.digest(file, "", partial(sha256_file, file))] for name, file in others]
+    return sha256_json([["", own], *digests])
 
 
 def _read_model(path: Path) -> str:
