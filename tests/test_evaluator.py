@@ -209,6 +209,14 @@ def test_an_integer_that_the_engine_has_no_room_for_is_refused(job: Job, tmp_pat
     assert answer["message"] == "input i has values that int32 does not hold"
 
 
+def test_a_module_with_other_names_is_as_good_as_none(job: Job, tmp_path: Path) -> None:
+    variables = jetpack_python.install(tmp_path / "python", "8.5")
+    (tmp_path / "python" / "tensorrt.py").write_text("__version__ = '99.0'")
+    status, answer = job.run(variables)
+    assert (status, answer["reason"]) == (1, "module")
+    assert "AttributeError: module 'tensorrt' has no attribute 'ILogger'" in answer["message"]
+
+
 def test_a_process_that_dies_leaves_no_answer(job: Job, tmp_path: Path) -> None:
     variables = jetpack_python.install(tmp_path / "python", "8.5")
     status, answer = job.run(variables | {"TENSORRT_FAULTS": json.dumps({"die": signal.SIGSEGV})})

@@ -47,8 +47,8 @@ def evaluate(request: Json) -> Json:
     way, as "report", a JSON file, says: {"tensors": [{"name", "dtype"}], "shapes": [[shape of each] of each batch],
     "module": its version, "cudart": the library that was loaded}; "dla_core": or null.
 
-    → "module", "cudart". Errors "module" (it cannot be imported, or CUDA's
-    runtime not be loaded), "engine", "memory", "cuda", "short" (of values).
+    → "module", "cudart". Errors "module" (it cannot be imported, or CUDA's runtime not be loaded), "engine", "memory",
+    "cuda", "short" (of values).
     """
     try:
         import tensorrt as trt  # type: ignore[import-not-found,unused-ignore]
@@ -268,6 +268,9 @@ def main(path: str) -> int:
         answer = {"event": "error", "reason": failure.reason, "message": failure.message}
     except EnvironmentError as error:
         answer = {"event": "error", "reason": "disk", "message": str(error)}
+    except (AttributeError, TypeError) as error:  # a module whose names are none of those that are known
+        words = "{}: {}".format(type(error).__name__, error)
+        answer = {"event": "error", "reason": "module", "message": "it is not as any that is known: " + words}
     except MemoryError:
         answer = {"event": "error", "reason": "memory", "message": "the device ran out of memory"}
     sys.stdout.write(json.dumps(answer, sort_keys=True) + "\n")

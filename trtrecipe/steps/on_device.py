@@ -28,6 +28,14 @@ NOISY = 0.1
 _NARROWER = {"int64": "int32", "float64": "float32"}
 """Types that TensorRT before 10 takes as narrower ones."""
 
+_HINTS = {
+    "space": "free space on the device, or lower evaluation.device_samples",
+    "memory": "close what else runs on the device, or give the batch a smaller opt under model.dims",
+    "engine": "build again; if that does not help, look at what JetPack's own `tensorrt` says of it",
+    "cuda": "look at the device's kernel log, then build again",
+}
+"""What to try, by the reason that running the samples failed for."""
+
 Say = Callable[[str], None]
 Dims = Mapping[str, Mapping[str, int]]
 
@@ -58,7 +66,7 @@ def evaluate(
             collected, notes, by = _by_tensorrt(work, key, engine, graph, batches, given["dla_core"], folder)
         except JobFailed as failed:
             if failed.reason != "module":
-                raise
+                raise StepError(failed.message, _HINTS.get(failed.reason, failed.hint)) from None
             rows = _rows(count, min(given["samples"], BY_TRTEXEC), given["seed"])
             batches = _batches(params, samples, graph, rows, _largest(dims, graph, len(rows)))
             collected, notes, by = _by_trtexec(work, key, engine, graph, batches, given["dla_core"], folder)
