@@ -280,6 +280,17 @@ def test_a_full_disk_is_said_before_anything_is_sent(
     assert "receive" not in device.requests()[-2:]
 
 
+def test_an_input_that_changes_while_it_is_sent(
+    device: TestDevice, target: dict[str, Any], model: Path, tmp_path: Path
+) -> None:
+    changing = tmp_path / "changing.onnx"
+    changing.write_bytes(model.read_bytes())
+    words = f"printf x | dd of={changing} bs=1 seek={SIZE - 10} conv=notrunc 2>/dev/null"
+    device.fault(do={"op": "stage", "sh": words})
+    with pytest.raises(StepError, match=r"changing\.onnx was changed while it was sent"):
+        made(target, "changing", changing, tmp_path / "out.engine")
+
+
 def test_two_hosts_that_build_the_same_build_it_once(
     device: TestDevice, target: dict[str, Any], model: Path, tmp_path: Path
 ) -> None:

@@ -512,11 +512,12 @@ def receive(request: Json) -> Json:
         out.seek(offset)
         out.truncate()
         left = size - offset
+        source: Any = sys.stdin.buffer  # of which BinaryIO has no read1
         try:
             while left:
                 # A connection that is dead and does not know would keep the file from the next one: end with it.
                 signal.alarm(SILENCE)
-                block = sys.stdin.buffer.read1(min(CHUNK, left))
+                block = source.read1(min(CHUNK, left))
                 signal.alarm(0)
                 if not block:
                     raise Failure("short", "{} bytes of {} did not come".format(left, digest))

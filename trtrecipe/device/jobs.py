@@ -208,6 +208,9 @@ class Work:
                         sent[entry["sha256"]] = entry["offset"]
                         time.sleep(PAUSES[0])
                         continue
+                    path = paths[entry["sha256"]]
+                    if refusal.reason == "corrupt" and sha256_file(path) != entry["sha256"]:
+                        raise StepError(f"{path} was changed while it was sent", "build again") from None
                     if refusal.reason not in ("corrupt", "short", "offset") or damaged == len(PAUSES):
                         raise self._failed(refusal.reason, refusal.message, []) from None
                     time.sleep(PAUSES[damaged])
