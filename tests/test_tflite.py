@@ -519,6 +519,18 @@ def test_model_is_ended_before_operators_that_have_no_form(tmp_path: Path) -> No
     assert_close(run(model, feeds), TfliteSource(path, None, ["scores", "boxes"]).run(feeds))
 
 
+def test_an_output_that_is_a_constant_of_the_file(tmp_path: Path) -> None:
+    k = np.float32([1, -2, 0.5])
+    tensors = {"x": PICTURE, "y": Spec(f32(2, 4, 6, 8)), "k": Spec(k), "s": Spec(np.int8([5, 7]), scale=[0.5])}
+    path = operators(tmp_path / "m.tflite", tensors, [Call("RELU", ["x"], ["y"])], ["y", "k", "s"])
+    model = from_tflite.read(path, None, None).model
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (name,) = [each.name for each in session.get_inputs()]
+    found = session.run(["k", "s"], {name: f32(2, 4, 6, 8)})
+    np.testing.assert_array_equal(found[0], k)
+    np.testing.assert_array_equal(found[1], np.float32([2.5, 3.5]))
+
+
 def test_operators_that_have_a_form_only_in_part(tmp_path: Path) -> None:
     def refused(tensors: dict[str, Spec], *calls: Call) -> str:
         with pytest.raises(StepError) as caught:

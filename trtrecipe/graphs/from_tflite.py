@@ -246,7 +246,7 @@ class _Conversion:
     def _output(self, number: int) -> onnx.ValueInfoProto:
         tensor = self._graph.tensors[number]
         kind = TensorProto.FLOAT if self._build.grid(number) is not None else schema.ONNX.get(tensor.kind)
-        if self._build.is_constant(number):
+        if self._build.is_constant(number) and tensor.data is None:
             raise Damaged(f"nothing makes the output {self._results[number]}")
         if kind is None:
             raise Damaged(f"the output {self._results[number]} is {tensor.kind}")
