@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -158,7 +160,7 @@ def test_an_engine_that_does_not_run_well_is_an_error(
 ) -> None:
     with pytest.raises(StepError) as error:
         evaluate(add(bench, "8.5", **faults), inputs)
-    if "memory" in said:
+    if "out of memory" in said:
         assert "smaller opt under model.dims" in (error.value.hint or "")
     assert not isinstance(error.value, Unreachable)
     assert said in error.value.message
@@ -260,6 +262,21 @@ def test_conditions_are_read_where_each_l4t_has_them(tmp_path: Path, rails: Mapp
     assert (found["cooling"], found["events"]) == ({}, {"oc1": 0, "oc3": 5})
     if rails is TEGRASTATS:
         assert agent.conditions(str(tmp_path), ask=False)["power"] == {}
+
+
+@pytest.mark.parametrize("version", ["3.6", "3.8"])
+def test_conditions_under_a_jetpacks_python(tmp_path: Path, version: str) -> None:
+    found = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python3"))
+    if not found:
+        pytest.skip(f"no Python {version} under ~/.pyenv/versions")
+    show(tmp_path, SYSFS | TEGRASTATS)
+    code = "import agent, json, sys; c = agent.conditions(sys.argv[1]); print(json.dumps([c, agent.summary([c, c])]))"
+    variables = {"PYTHONPATH": str(Path(agent.__file__).parent), "PATH": os.environ["PATH"]}
+    command = [str(found[-1]), "-B", "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=variables)
+    assert done.returncode == 0, done.stderr
+    here = agent.conditions(str(tmp_path))
+    assert json.loads(done.stdout) == [here, agent.summary([here, here])]
 
 
 def test_a_device_that_tells_nothing_has_no_conditions(tmp_path: Path) -> None:
