@@ -106,7 +106,7 @@ EVENTS = ("publish", "replace", "touch", "damage", "cut", "remove", "link", "fol
 ACTS = st.tuples(st.sampled_from(("wait", "reopen", "damage", *EVENTS)), st.integers(0, 1), st.integers(0, 300))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(ACTS, max_size=12))
 @example([("publish", 0, 1), ("wait", 0, 0), ("damage", 0, 100)])
 @example([("publish", 0, 1), ("wait", 0, 0), ("replace", 0, 2), ("wait", 0, 0), ("reopen", 0, 0), ("cut", 0, 90)])

@@ -69,7 +69,7 @@ def digest_sources(sources: Iterable[Source], stat: StatCache) -> dict[Source, s
             problems.append(_blame(at, error.message, error.hint))
         except OSError as error:
             name = error.filename or (source.path if isinstance(source, ModelSource) else in_words(source.data))
-            problems.append(_blame(source.at, f"{name}: {error.strerror or error}"))
+            problems.append(_blame(source.at, f"{os.fsdecode(name)}: {error.strerror or error}"))
     if problems:
         raise InputError(dict.fromkeys(problems))
     return digests
