@@ -235,7 +235,7 @@ DROPS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("when", DROPS)
+@pytest.mark.parametrize("when", DROPS if POINTS else list(DROPS)[1:3])
 def test_a_connection_that_breaks(
     device: TestDevice, target: dict[str, Any], model: Path, tmp_path: Path, when: str
 ) -> None:

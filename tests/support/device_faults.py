@@ -80,7 +80,7 @@ _CHANGED = "nx changed while the job ran or waited"
 FAULTS = {
     "drop": Fault(
         "The connection breaks, once",
-        every(_ok(), waiting=None, sending=_ok(True), building=_ok(True), fetching=_ok(True)),
+        every(_ok(), waiting=None, sending=_ok(True), building=_ok(True), fetching=_ok()),
         link={"drop": {}},
     ),
     "drop-always": Fault(
@@ -93,21 +93,19 @@ FAULTS = {
         link={"drop": {"times": 99}},
     ),
     "client": Fault(
-        "The ssh client here is killed", every(_ok(), waiting=None, fetching=_ok(True)), sh="{kill} KILL client"
+        "The ssh client here is killed", every(_ok(), waiting=None), sh="{kill} KILL client"
     ),
     "client-term": Fault("The ssh client here is ended", every(_ok(), waiting=None), sh="{kill} TERM client"),
-    "agent": Fault("The agent there is killed", every(_ok(), sending=_ok(True), waiting=None), sh="{kill} KILL agent"),
+    "agent": Fault("The agent there is killed", every(_ok(), waiting=None), sh="{kill} KILL agent"),
     "server": Fault(
         "The device's SSH server goes away",
         every(
-            Outcome(WAITS, "it refuses the connection"),
-            sending=Outcome(WAITS, "it refuses the connection", quick=True),
-        ),
+            Outcome(WAITS, "it refuses the connection")),
         sh="{kill} KILL link server",
     ),
     "silence": Fault(
         "The device says nothing any more",
-        every(_ok(), sending=_ok(True), waiting=None, building=None),
+        every(_ok(), waiting=None, building=None),
         sh="sleep 3",
         silence=1.0,
     ),
@@ -128,7 +126,7 @@ FAULTS = {
     ),
     "trtexec-dies": Fault(
         "trtexec dies by a signal",
-        {"building": _error("trtexec was ended by signal 11", 2, True)},
+        {"building": _error("trtexec was ended by signal 11", 2)},
         trtexec={"signal": 11},
     ),
     "memory": Fault(
@@ -153,7 +151,7 @@ FAULTS = {
     ),
     "no-engine": Fault(
         "trtexec says that it succeeded and wrote nothing",
-        {"building": _error("wrote no engine", 2, True)},
+        {"building": _error("wrote no engine", 2)},
         trtexec={"silent_disk": True},
     ),
     "another-release": Fault(
@@ -205,7 +203,7 @@ FAULTS = {
         every(
             _ok(),
             waiting=_error("it ended without a result"),
-            building=_error("it ended without a result", 2, True),
+            building=_error("it ended without a result", 2),
             fetching=_again(True),
         ),
         sh="rm -rf {cache}",
@@ -246,7 +244,7 @@ FAULTS = {
         "The device's disk is full",
         every(
             _error("needs "),
-            sending=_error("No space left on device", quick=True),
+            sending=_error("No space left on device"),
             waiting=_error("is full"),
             building=_error("is full", 2, True),
             fetching=_ok(),
@@ -262,14 +260,14 @@ FAULTS = {
     "clock-back": Fault("The device's clock is set ten years back", every(_ok()), sh="echo -315360000 > {here}/clock"),
     "corrupt": Fault(
         "A bit arrives as another one, once",
-        {"sending": _ok(True), "fetching": _ok(True)},
+        {"sending": _ok(), "fetching": _ok(True)},
         link={"flip": {}},
     ),
     "corrupt-always": Fault(
         "A bit arrives as another one each time",
         {
             "sending": _error("is something else", quick=True),
-            "fetching": _error("is damaged whenever it arrives", quick=True),
+            "fetching": _error("is damaged whenever it arrives"),
         },
         link={"flip": {"times": 99}},
     ),
