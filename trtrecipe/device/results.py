@@ -39,16 +39,34 @@ _FORM: dict[str, Any] = {
     },
     "jobs": [{"id": str, "request": dict, "result": {"ok": bool}}],
 }
-"""What of result.json is relied on, by name → type, or types of which None stands for null; [each], {str: each}."""
+"""What of result.json is relied on, by name → type, or forms of which None stands for null; [each], {str: each}. All
+text is printable: it comes from elsewhere, and terminals do as they are told."""
+_NUMBER = (int, float)
+_LOOK = {
+    "power_mode": (dict, None),
+    "clocks": {str: {str: int}},
+    "temperatures": {str: _NUMBER},
+    "power": {str: int},
+    "events": {str: int},
+    "cooling": {str: int},
+}
+_CONDITIONS = {
+    "before": _LOOK,
+    "during": {"looks": int, "clocks": {str: [int]}, "power": {str: int}, "cooling": {str: int}},
+    "after": _LOOK,
+}
+_PARTS = {"count": int, "names": [str]}
 _REQUEST = {"files": {str: str}, "arguments": [str], "outputs": {str: str}, "tensorrt": str, "trtexec_sha256": str}
 _DONE = {
     "outputs": {str: {"sha256": str, "size": int}},
-    "attempts": [{"workspace": (int, None), "outcome": str, "seconds": (int, float)}],
-    "seconds": (int, float),
-    "waited": (int, float),
+    "attempts": [{"workspace": (int, None), "outcome": str, "seconds": _NUMBER}],
+    "seconds": _NUMBER,
+    "waited": _NUMBER,
     "layers": int,
     "collected": bool,
     "timing_cache": (dict, None),
+    "placement": ({"dla": _PARTS, "gpu": _PARTS}, None),
+    "conditions": (_CONDITIONS, None),
     "shown": {
         "model": (str, None),
         "l4t": (str, None),
@@ -58,7 +76,7 @@ _DONE = {
         "trtexec": ({"sha256": str}, None),
     },
 }
-_FAILED = {"reason": str, "message": str}
+_FAILED = {"reason": str}
 _NEVER = "the result has no outcome of this"
 _SHOWN = 160
 """Characters of a difference that a message repeats."""
@@ -88,7 +106,9 @@ def misshapen(value: Any, form: Any, at: str) -> Iterator[str]:
             yield at
     elif form is None or isinstance(form, type):
         right = value is None if form is None else isinstance(value, form)
-        if not right or (isinstance(value, bool) and form is not bool):
+        if isinstance(value, bool) and form is not bool:
+            right = False
+        if not right or (form is str and not value.isprintable()):
             yield at
     elif not isinstance(value, type(form)):
         yield at
@@ -150,7 +170,7 @@ class Results:
             mine = (job["request"]["tensorrt"], job["request"]["trtexec_sha256"])
             if mine != (self._probe["tensorrt"], self._probe["trtexec"]["sha256"]):
                 raise StepError(f"{job['id']} was not done by the trtexec that the result shows", _REDO)
-            return dict(job["result"])
+            return _printable(job["result"])
         alike = [job for job in self._jobs if job["request"].get("outputs") == asked.get("outputs")]
         alike = [job for job in alike if job["request"].get("program") == asked.get("program")]
         if not alike:
@@ -159,7 +179,7 @@ class Results:
         words, job = min(told, key=lambda each: len(each[0]))
         why = self._changed.get(job.partition(":")[0])
         text = "; ".join(words) + (f"; since the bundle was made: {why}" if why else "")
-        raise StepError(f"this result is of another build: {text}", _REDO)
+        raise StepError(f"this result is of another build: {printable(text)}", _REDO)
 
     def _send(self, request: Mapping[str, Any], into: BinaryIO) -> Json:
         for folder in self._folders:
@@ -192,6 +212,18 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str
             yield f"its arguments {_short(' '.join(gone))} are {_short(' '.join(come))} here"
         else:
             yield f"its {name} {_short(old)} is {_short(new)} here"
+
+
+def printable(text: str) -> str:
+    """Text from elsewhere, without what a terminal would obey."""
+    return "".join(each if each.isprintable() else " " for each in text)
+
+
+def _printable(result: Mapping[str, Any]) -> Json:
+    """A job's result, whose words are for people."""
+    log = result.get("log")
+    lines = [printable(line) for line in log if isinstance(line, str)] if isinstance(log, list) else []
+    return {**result, "message": printable(str(result.get("message", ""))), "log": lines}
 
 
 def _short(value: Any) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from trtrecipe.device.results import printable
 from trtrecipe.errors import InputError
 from trtrecipe.plan.devices import Need, by_bundle
 from trtrecipe.plan.graph import Graph
@@ -125,5 +126,5 @@ def _changed(graph: Graph, given: Sequence[Given], here: HostPart) -> dict[str, 
             if before.get("version") != now["version"] or before.get("kind") != now["kind"]:
                 text = f"{each.name} was made by another release of trtrecipe, whose {name} does other work"
                 raise InputError.of(text, "make the bundle again, and run that")
-            found[name] = "; ".join(reason.text for reason in changes(before, now, origins(names[name])))
+            found[name] = printable("; ".join(reason.text for reason in changes(before, now, origins(names[name]))))
     return found
