@@ -16,7 +16,8 @@ Beside it may lie `<path>.faults.json`:
     says: warnings                              lines: so many more lines of log
     real: builds with TensorRT for RTX instead of the marked fake
     repeats: equal builds give equal engines
-    run_fail: like fail, of a run           nan: runs give NaN         milliseconds: what a run takes, on paper, by precision
+    run_fail: like fail, of a run           nan: runs give NaN
+    milliseconds: what a run takes, on paper, by precision: int8, float
 
 Each start and end is appended to `<path>.calls.jsonl`. Log lines, messages and exit status as in
 github.com/NVIDIA/TensorRT samples/trtexec/trtexec.cpp, samples/common/logging.h and sampleOptions.cpp
