@@ -54,14 +54,12 @@ def probed(name: str) -> dict[str, Any]:
 
 def cancelled(name: str) -> dict[str, Any]:
     """End what this user's builds run on a device; the document of it. Raises InputError, StepError."""
-    from trtrecipe.device.link import connect
+    from trtrecipe.run.fleet import cancel
 
     device = _device(name)
     if device.ssh is None:
         raise InputError.of(f"{name} is not reached over SSH", "end there what runs there")
-    with connect(device.address) as link:
-        ended = link.ask({"op": "cancel"})["cancelled"]
-    return {"schema": "trtrecipe/cancelled/v1", "device": name, "cancelled": ended}
+    return {"schema": "trtrecipe/cancelled/v1", "device": name, "cancelled": cancel(device)}
 
 
 def documents() -> list[dict[str, Any]]:

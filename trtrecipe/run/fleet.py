@@ -40,6 +40,14 @@ def probe(device: Device) -> dict[str, Any]:
     return answer
 
 
+def cancel(device: Device) -> Any:
+    """End what this user's builds run on a device; what the agent tells of that. Raises StepError."""
+    from trtrecipe.device.link import connect
+
+    with connect(device.address) as link:
+        return link.ask({"op": "cancel"})["cancelled"]
+
+
 def age_from_environment() -> float:
     """How old a look may be, in seconds. Raises InputError."""
     text = os.environ.get(AGE, "")
