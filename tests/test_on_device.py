@@ -417,3 +417,11 @@ def test_a_whole_build_judges_what_the_device_measured(
     planned = json.loads(capsys.readouterr().out)["targets"][1]["steps"]
     assert [step["kind"] for step in planned if step["status"] != "hit"] == ["verify"]
     assert {step["kind"] for step in planned if step["key"] == keys[step["kind"]]} == set(keys) - {"verify"}
+    # Another power mode asks for another measurement, and for nothing else.
+    project.change_recipe(lambda value: value["evaluation"].update(device_samples=8))
+    (device.root / "var/lib/nvpmodel/status").write_text("pmode:0000\n")
+    monkeypatch.setenv("TRTRECIPE_PROBE_AGE", "0")
+    assert run(["plan", str(project.recipe), "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)["targets"][1]["steps"]
+    [changed] = [step for step in planned if step["status"] != "hit"]
+    assert (changed["kind"], changed["reason"]) == ("benchmark", "settings.power_mode: MODE_15W_6CORE -> 0")

@@ -19,6 +19,7 @@ from trtrecipe.device.jobs import Job, Work
 from trtrecipe.device.link import Json
 from trtrecipe.digest import sha256_json
 from trtrecipe.errors import StepError
+from trtrecipe.targets.devices import GPU_CLOCK
 from trtrecipe.targets.trtexec_run import RunSpec, run_arguments
 
 ENGINE = "model.engine"
@@ -32,7 +33,6 @@ WARMED = 5.0
 SLOWEST = 10
 """Layers of a profile that are kept."""
 
-_GPU = re.compile("gpu|gm20b|gp10b|gv11b|ga10b")
 _NOT_JSON = re.compile(r"(?<=[\s\[,])(-?)(nan|inf)(?=[\s,\]])")
 
 
@@ -143,7 +143,7 @@ def remarks(conditions: Mapping[str, Any]) -> Iterator[str]:
         yield "the power mode was changed while this was measured"
     for name, clock in before["clocks"].items():
         ends = clock.get("cur"), after["clocks"].get(name, {}).get("cur")
-        if _GPU.search(name) and clock.get("min", 0) < clock.get("max", 0):
+        if GPU_CLOCK.search(name) and clock.get("min", 0) < clock.get("max", 0):
             seen = during["clocks"].get(name)
             ran = f", and ran at {_mhz(seen[0])} to {_mhz(seen[1])} MHz" if seen else ""
             yield (

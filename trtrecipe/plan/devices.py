@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from trtrecipe.digest import sha256_json
@@ -25,11 +25,13 @@ class Assigned:
     """What a need comes to.
 
     `fingerprint`: as last seen, None where no device that fits was ever seen. `problem`: why nothing can run there now.
+    `settings`: what a measurement there depends on besides (`targets.devices.settings`).
     """
 
     device: Device | None
     fingerprint: Fingerprint | None
     problem: str | None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Devices(Protocol):

@@ -106,6 +106,8 @@ class Resolver:
         if assigned is not None:
             assert assigned.fingerprint is not None
             document["device"] = in_key(assigned.fingerprint)
+            if step.kind == "benchmark":
+                document["settings"] = dict(assigned.settings)
         elif module.NUMERIC:
             document["platform"] = {"cpu": self._machine.cpu}
         gpu = self._machine.gpu

@@ -20,7 +20,7 @@ from trtrecipe.errors import InputError, StepError
 from trtrecipe.plan.devices import PACK, Assigned, Need, by_bundle, missing
 from trtrecipe.store import devices as state
 from trtrecipe.targets.catalog import load_catalog
-from trtrecipe.targets.devices import Device, Fingerprint, Seen, dla_cores, family, fingerprint, lacks
+from trtrecipe.targets.devices import Device, Fingerprint, Seen, dla_cores, family, fingerprint, lacks, settings
 
 AGE = "TRTRECIPE_PROBE_AGE"
 DEFAULT_AGE = 600.0
@@ -92,7 +92,8 @@ class Fleet:
         # Of those out of reach the one last heard of: what was imported from it is what there is.
         best += sorted((one for one in judged if one[1] is not None), key=lambda one: -self._at(one[0]))
         if best:
-            return Assigned(*best[0])
+            seen = self.seen(best[0][0])
+            return Assigned(*best[0], settings(seen.probe) if seen is not None else {})
         problems = [problem for _, _, problem in judged if problem]
         return Assigned(None, None, "; ".join(problems) or f"{mine[0].name} was never looked at")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from trtrecipe.targets.catalog import Profile, Release
 
 GIB = 1 << 30
+GPU_CLOCK = re.compile("gpu|gm20b|gp10b|gv11b|ga10b")
+"""Names of a Jetson's GPU among the clocks of a probe."""
 DEFAULT_SECONDS = 4 * 3600
 
 
@@ -75,6 +78,14 @@ def fingerprint(probe: Mapping[str, Any]) -> Fingerprint | None:
         tensorrt=probe["tensorrt"],
         trtexec=probe["trtexec"]["sha256"],
     )
+
+
+def settings(probe: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a device decides how fast an engine runs, and stays until somebody changes it: its power mode, and from
+    where to where the GPU's clock may go, in Hz."""
+    mode, clocks = probe.get("power_mode") or {}, probe.get("clocks") or {}
+    limits = [[clock.get("min"), clock.get("max")] for name, clock in sorted(clocks.items()) if GPU_CLOCK.search(name)]
+    return {"power_mode": mode.get("name") or mode.get("id"), "gpu_clock": limits}
 
 
 def lacks(probe: Mapping[str, Any]) -> Iterator[str]:
