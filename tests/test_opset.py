@@ -172,6 +172,24 @@ def test_what_is_written_otherwise(version: int, body: str, constants: str) -> N
     assert {node.output[0] for node in model.graph.node} - {node.output[0] for node in lowered.graph.node} <= {"f"}
 
 
+@pytest.mark.parametrize("mode", [None, "linear", "cubic", "nearest"])
+def test_modes_of_grid_sample_had_other_names(mode: str | None) -> None:
+    """While it took images alone; of volumes opset 16 knows nothing."""
+    body = f'y = GridSample{"" if mode is None else f"""<mode = "{mode}">"""}(x, grid)'
+    points = np.random.default_rng(5).uniform(-1.1, 1.1, 24)
+    model = build(20, body, f"<float[1,4,3,2] grid = {{{', '.join(map(str, points))}}}>")
+    lowered = to_opset(model, 16)
+    assert opset(lowered) == 16
+    np.testing.assert_array_equal(run(model)[0], run(lowered)[0])
+    if mode in (None, "linear"):
+        volume = parser.parse_model(
+            '<ir_version: 8, opset_import: ["" : 20]> '
+            f"g (float[1,1,2,2,2] x, float[1,2,2,2,3] grid) => (float[1,1,2,2,2] y) {{ {body} }}"
+        )
+        with pytest.raises(StepError, match="mode linear came with opset 20"):
+            to_opset(volume, 16)
+
+
 def test_an_obstacle_leaves_the_graph_as_it_is() -> None:
     model = build(18, "a = Mish(x) s = Shape<start = 1>(a) z = Expand(one, s) y = Add(a, z)", "<float[1] one = {1}>")
     before = model.SerializeToString(deterministic=True)

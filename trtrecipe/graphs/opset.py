@@ -36,6 +36,9 @@ _FORMER_VALUES: Mapping[tuple[str, str], Any] = {
 }
 """(operator, attribute) → the value that means what was done before the attribute came, where it is not the default."""
 
+_FORMER_MODES = {b"linear": b"bilinear", b"cubic": b"bicubic"}
+"""GridSample's modes → what they were called while it took images alone, before opset 20."""
+
 _NEW_MEANING = {"GroupNormalization": 21}
 """Operator → the opset that changed what the same node computes."""
 
@@ -186,6 +189,10 @@ def _repair(node: NodeProto, then: OpSchema, context: _Context) -> None:
         _split_evenly(node, context)
     if node.op_type == "Pad" and len(node.input) > 3:
         _pad_all_axes(node, context)
+    if node.op_type == "GridSample" and context.version < 20 and len(context.known.shapes.get(node.input[0], ())) == 4:
+        mode = attribute(node, "mode", b"linear")
+        _remove(node, "mode")
+        node.attribute.append(helper.make_attribute("mode", _FORMER_MODES.get(mode, mode)))
 
 
 def _split_evenly(node: NodeProto, context: _Context) -> None:
