@@ -64,6 +64,19 @@ def test_a_dimension_renamed_for_one_input_is_renamed_for_all(tmp_path: Path) ->
     assert [spec.shape for spec in interface(model).outputs] == [("batch", 3, 8), ("batch",)]
 
 
+def test_inputs_along_which_no_samples_run_are_refused_at_once(tmp_path: Path) -> None:
+    """Every later step takes its samples along the first axis of all inputs."""
+    head = '<ir_version: 8, opset_import: ["" : 17]> g '
+    scalar = parser.parse_model(head + "(float[2,3] x, float k) => (float[2,3] y) { y = Mul(x, k) }")
+    with pytest.raises(StepError, match=r"^input k: float32 \[\] has no axes") as caught:
+        _export(scalar, tmp_path)
+    assert "as a constant" in (caught.value.hint or "")
+    unlike = parser.parse_model(head + "(float[2,3] x, float[3,3] k) => (float[2,3] y) { y = MatMul(x, k) }")
+    with pytest.raises(StepError, match="differ in their first axis: x takes 2, k takes 3"):
+        _export(unlike, tmp_path)
+    assert not (tmp_path / "model.onnx").exists()
+
+
 def test_an_open_leading_axis_becomes_one_and_is_reported(tmp_path: Path) -> None:
     model, notes = _export(parser.parse_model(OPEN), tmp_path, inputs={"x": {"shape": [4, 3, 8]}})
     assert [spec.shape for spec in interface(model).inputs] == [(4, 3, 8), (4,)] and notes == []

@@ -97,6 +97,25 @@ def test_what_is_no_model(tmp_path: Path, capsys: Capture, content: bytes, messa
     assert not list(tmp_path.glob("*.yaml"))
 
 
+def test_an_input_that_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    """A recipe cannot say a size of 0; a build of a recipe that says no shape refuses it as well."""
+    monkeypatch.chdir(tmp_path)
+    onnx.save(
+        onnx.parser.parse_model(
+            '<ir_version: 8, opset_import: ["" : 17]> g (float[N,0,4] x) => (float[N,0,4] y) { y = Relu(x) }'
+        ),
+        "m.onnx",
+    )
+    said = "axis 1 of input x has the size 0 in the model, so the input is empty: x: float32 [N, 0, 4]"
+    code, document = _json(capsys, "init", "m.onnx")
+    assert code == 2 and [error["message"] for error in document["errors"]] == [said]
+    assert not Path("m.yaml").exists()
+    recipe = "schema: trtrecipe/v1\nname: m\nmodel: {source: m.onnx}\nprecision: {mode: fp32}\ntargets: [host]\n"
+    Path("m.yaml").write_text(recipe)
+    assert run(["build", "m.yaml"]) == 1
+    assert said in capsys.readouterr().err
+
+
 def test_a_missing_model(tmp_path: Path, capsys: Capture) -> None:
     code, document = _json(capsys, "init", tmp_path / "no.onnx")
     assert code == 2 and "No such file" in document["errors"][0]["message"]

@@ -40,6 +40,7 @@ def init(
         chosen = require_signature(described, signature)
     except StepError as error:
         raise InputError([Problem(error.message, file=str(model), hint=error.hint)]) from None
+    _require_elements(model, chosen)
     name = _NAME.sub("-", model.resolve().stem).strip("-._")[:64] or "model"
     target = output or Path(f"{name}.yaml")
     source = os.path.relpath(model.resolve(), target.resolve().parent)
@@ -84,6 +85,15 @@ def recipe_text(name: str, source: str, kind: str, described: Description, chose
     lines += [f"  # {line}" for line in _outputs(chosen)]
     lines += ["", *_precision(described, chosen), "", *_targets(described, kind)]
     return "\n".join(lines) + "\n"
+
+
+def _require_elements(model: Path, chosen: Signature) -> None:
+    """Refuse inputs with an axis of size 0, which no recipe can say. Raises InputError."""
+    from trtrecipe.graphs.shapes import empty
+
+    found = [empty(spec, spec.shape.index(0)) for spec in chosen.inputs if 0 in spec.shape]
+    if found:
+        raise InputError([Problem(message, file=str(model), hint=hint) for message, hint in found])
 
 
 def _inputs(specs: tuple[TensorSpec, ...]) -> tuple[list[str], list[str]]:

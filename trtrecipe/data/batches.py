@@ -162,7 +162,10 @@ def batch_size(interface: Interface, size: int = BATCH) -> int:
     fixed = {}
     for spec in interface.inputs:
         if not spec.shape:
-            raise StepError(f"input {spec} has no axes", "samples run along the first axis: give it one")
+            raise StepError(
+                f"input {spec} has no axes, and samples run along the first axis of each input",
+                "export the model with that value as a constant, or with an axis for it",
+            )
         if isinstance(spec.shape[0], int):
             fixed[spec.name] = spec.shape[0]
     if len(set(fixed.values())) > 1:

@@ -108,6 +108,8 @@ def _settle(
     notes: list[str],
 ) -> int | str:
     entry = renamed.get(entry, entry) if isinstance(entry, str) else entry
+    if entry == 0:
+        raise StepError(*empty(spec, axis))
     if isinstance(entry, int) or entry in dims:
         return entry
     if axis == 0:
@@ -125,6 +127,14 @@ def _settle(
         f"axis {axis} of input {spec.name} is open{called}",
         hint=f"write model.inputs.{spec.name}.shape: [{example}] "
         f"with <axis {axis}> a size, or a name that has a range in model.dims",
+    )
+
+
+def empty(spec: TensorSpec, axis: int) -> tuple[str, str]:
+    """What is said of an input that holds no element, and what to do about it."""
+    return (
+        f"axis {axis} of input {spec.name} has the size 0 in the model, so the input is empty: {spec}",
+        "export the model with that axis open, or of the size that it has",
     )
 
 

@@ -77,12 +77,15 @@ def run(
     `sizes`: name of a dimension → its length when the export is checked, which changes no output.
 
     Measures "check", how far the graph is from its source. Raises StepError where model and recipe do not fit, for
-    models that cannot be expressed in ONNX, and where the graph does not compute what its source does.
+    models that cannot be expressed in ONNX or whose inputs count no samples, and where the graph does not compute what
+    its source does.
     """
     import tempfile
 
+    from trtrecipe.data.batches import batch_size
     from trtrecipe.errors import StepError
     from trtrecipe.graphs import files, layers, sound
+    from trtrecipe.graphs.interface import interface
 
     file = out / OUTPUTS["onnx"]
     with tempfile.TemporaryDirectory(prefix="trtrecipe-") as folder:
@@ -93,6 +96,7 @@ def run(
         else:
             exported = _tensorflow(params, inputs["model"], Path(folder))
         sound.check(exported.model)
+        batch_size(interface(exported.model))  # which no later step can do without
         files.save(exported.model, file)
         try:
             check = exported.check(file, sizes) if exported.check is not None else {}
