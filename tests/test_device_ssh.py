@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.sshd import TX2, XAVIER_NX, Lab, lab
@@ -211,3 +213,109 @@ def test_without_a_client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Unreachable, match="OpenSSH client does not start"):
         probe("anywhere")
+
+
+SHOWN: dict[str, Any] = {
+    "event": "result", "model": "m", "l4t": "35.6.0", "cuda": None, "tensorrt": "8.5.2", "compatible": [],
+    "jetpack": None, "memory": {"total": 1 << 33}, "disk": {"free": 1}, "power_mode": None, "clocks": {},
+    "temperatures": {}, "trtexec": {"path": "/t", "size": 1, "sha256": "a" * 64}, "python": "3.8.10",
+}  # fmt: skip
+DONE: dict[str, Any] = {
+    "event": "result", "ok": True, "outputs": {"engine": {"sha256": "b" * 64, "size": 3}}, "seconds": 1.0, "waited": 0,
+    "attempts": [{"workspace": None, "outcome": "built", "seconds": 1}], "layers": 0, "collected": False,
+    "timing_cache": None, "shown": {"memory": {"total": 1}},
+}  # fmt: skip
+ASKED: dict[str, dict[str, Any]] = {"probe": {}, "run": {"outputs": {"engine": "e"}}, "send": {}, "stage": {}}
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> Session:
+    """A way to a device of which this is what comes back."""
+    client = folder / "ssh"
+    client.write_text(f'#!/bin/sh\ncase " $* " in *" -G "*|*" -O "*) exit 0 ;; esac\n{script}\n')
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return Session("robot")
+
+
+@pytest.mark.parametrize(
+    ("op", "answer", "said"),
+    [
+        ("probe", {"event": "result"}, "compatible, memory, disk, clocks"),
+        ("probe", {"event": "error"}, "reason, message"),
+        ("probe", SHOWN | {"memory": {"total": "9"}}, "memory.total"),
+        ("probe", SHOWN | {"memory": {"total": 10**400}}, "memory.total"),
+        ("probe", SHOWN | {"temperatures": {"cpu": float("nan")}}, "temperatures.cpu"),
+        ("probe", SHOWN | {"tensorrt": "8.x"}, "tensorrt"),
+        ("probe", SHOWN | {"trtexec": {"path": "/t", "size": 1, "sha256": "../../x"}}, "trtexec"),
+        ("probe", SHOWN | {"clocks": [1]}, "clocks"),
+        ("stage", {"event": "result", "missing": [{"sha256": "../x", "size": 1, "offset": 0}]}, "missing.0.sha256"),
+        ("send", {"event": "result", "size": True, "offset": 0}, "size"),
+        ("run", DONE | {"ok": 1}, "ok"),
+        ("run", DONE | {"outputs": {}}, "outputs"),
+        ("run", DONE | {"outputs": {"engine": {"sha256": "b", "size": 3}}}, "outputs.engine.sha256"),
+        ("run", DONE | {"attempts": []}, "attempts"),
+        ("run", DONE | {"shown": {}}, "shown.memory"),
+        ("run", {"event": "result", "ok": False, "reason": "memory", "message": "m", "attempts": 7}, "attempts"),
+    ],
+)
+def test_an_answer_that_is_none_of_the_agents_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, op: str, answer: dict[str, object], said: str
+) -> None:
+    (tmp_path / "answer").write_text(json.dumps(answer) + "\n")
+    with (
+        answering(monkeypatch, tmp_path, f"exec cat {tmp_path}/answer") as session,
+        pytest.raises(Refusal, match=f"robot answers {op} as no agent does: {re.escape(said)}$") as caught,
+    ):
+        session.ask({"op": op, **ASKED[op]})
+    assert "ssh robot python3 --version" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("op", ["probe", "run"])
+def test_answers_are_taken_and_hold_nothing_for_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, op: str
+) -> None:
+    whole = {"probe": SHOWN, "run": DONE}[op] | {"python": "3\x1b[31m.8"}
+    words = [{"event": "progress", "doing": doing, "attempt": 1} for doing in ("a\x07", ["b"])] + [whole]
+    (tmp_path / "answer").write_text("".join(json.dumps(each) + "\n" for each in words))
+    heard: list[dict[str, object]] = []
+    with answering(monkeypatch, tmp_path, f"exec cat {tmp_path}/answer") as session:
+        assert session.ask({"op": op, **ASKED[op]}, hear=heard.append) == whole | {"python": "3 [31m.8"}
+    assert [event["doing"] for event in heard] == ["a "]
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "exec cat /dev/zero",
+        "exec yes",
+        "exec yes >&2",
+        'exec yes \'{"event": "progress", "doing": "x", "attempt": 1}\'',
+        "cat {answer}; exec cat /dev/zero",
+    ],
+)
+def test_a_device_that_talks_without_end_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str
+) -> None:
+    for name in ("LONGEST_LINE", "MOST_WORDS", "MOST_SAID"):
+        monkeypatch.setattr(ssh, name, 1 << 17)
+    (tmp_path / "answer").write_text(json.dumps(SHOWN) + "\n")
+    with (
+        answering(monkeypatch, tmp_path, script.replace("{answer}", f"{tmp_path}/answer")) as session,
+        pytest.raises(Refusal, match="robot says without end"),
+    ):
+        session.ask({"op": "probe"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"event":"result","a":' + "[" * 100_000, '{"event":"result","a":1' + "1" * 9000 + "}"],
+)
+def test_an_answer_that_json_does_not_hold_is_no_answer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "answer").write_text(text + "\n")
+    with (
+        answering(monkeypatch, tmp_path, f"exec cat {tmp_path}/answer") as session,
+        pytest.raises(Unreachable, match="the agent does not run there"),
+    ):
+        session.ask({"op": "probe"})

@@ -7,12 +7,13 @@ one with the same key, takes it up where it is.
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from trtrecipe.device.link import Dropped, Json, Noted, Refusal, connect
 from trtrecipe.digest import sha256_file
@@ -188,6 +189,8 @@ class Work:
             except Refusal as refusal:
                 raise self._failed(refusal.reason, refusal.message, []) from None
             whole = True
+            if any(not _is_asked(entry, files) for entry in there["missing"]):
+                raise self._failed("answer", "it asks for other files than it was offered", [])
             for entry in there["missing"]:
                 self.say(f"sending {entry['size'] - entry['offset']:,} bytes")
                 try:
@@ -226,10 +229,14 @@ class Work:
     def _fetch(self, path: Path, role: str, output: Json) -> bool:
         """An output's bytes, gone on with where the connection broke; whether they are what they should be."""
         self.say(f"fetching {output['size']:,} bytes")
+        if output["size"] > (free := shutil.disk_usage(path.parent).free):
+            text = f"the {role} of {self.name} has {output['size']:,} bytes, and there is room for {free:,} here"
+            raise StepError(text, "free space where the store is")
         with path.open("wb") as out:
+            sink = _Limited(out, output["size"])
 
             def receive() -> None:
-                self._link.ask({"op": "send", "sha256": output["sha256"], "offset": out.tell()}, into=out)
+                self._link.ask({"op": "send", "sha256": output["sha256"], "offset": out.tell()}, into=sink)
                 if out.tell() < output["size"]:
                     raise Dropped(f"{self.name}: the {role} came only in part", "build again")
 
@@ -268,6 +275,24 @@ class Work:
         return JobFailed(reason, text, _HINTS.get(reason))
 
 
+class _Limited:
+    """A file that takes so many bytes and no more. Raises Refusal."""
+
+    def __init__(self, out: BinaryIO, size: int) -> None:
+        self._out, self._size = out, size
+
+    def write(self, data: bytes, /) -> int:
+        if self._out.tell() + len(data) > self._size:
+            raise Refusal("corrupt", "it sends more than it has said", {})
+        return self._out.write(data)
+
+
+def _is_asked(entry: Json, files: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether what a device lacks is a part of what it was offered."""
+    offered = {"sha256": entry["sha256"], "size": entry["size"]}
+    return offered in files and 0 <= entry["offset"] <= entry["size"]
+
+
 def again(ask: Callable[[], T], say: Say) -> T:
     """Ask; over a new connection where one breaks."""
     for pause in PAUSES:
@@ -292,6 +317,7 @@ _HINTS = {
     "corrupt": "check the memory and network of both machines",
     "cancelled": "build again if that was not meant",
     "busy": "end the other build, or wait for it",
+    "answer": "see what answers there, and whether that machine is sound",
     "device": "look at that path on the device: its cache must be this user's, and writable",
     "lock": "see who else uses that file",
 }

@@ -23,9 +23,15 @@ class Noted(Unreachable):
 class Refusal(StepError):
     """The agent's answer to a request is an error; `reason` is its word for it, `more` what else it says."""
 
-    def __init__(self, reason: str, message: str, more: Mapping[str, Any]) -> None:
-        super().__init__(message)
+    def __init__(self, reason: str, message: str, more: Mapping[str, Any], hint: str | None = None) -> None:
+        super().__init__(message, hint)
         self.reason, self.more = reason, more
+
+
+class Sink(Protocol):
+    """What takes bytes."""
+
+    def write(self, data: bytes, /) -> Any: ...
 
 
 class Link(Protocol):
@@ -36,7 +42,7 @@ class Link(Protocol):
         request: Mapping[str, Any],
         payload: BinaryIO | None = None,
         hear: Hear | None = None,
-        into: BinaryIO | None = None,
+        into: Sink | None = None,
     ) -> Json:
         """The agent's result. `payload` follows the request, progress goes to `hear`, bytes after the result to `into`.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from trtrecipe.device.link import Hear, Json, Noted
+from trtrecipe.device.link import Hear, Json, Noted, Sink
 from trtrecipe.digest import canonical_json
 
 _AT_THE_DEVICE = {"op", "key", "trtexec", "trtexec_sha256", "tensorrt", "lock", "root", "cache"}
@@ -60,7 +60,7 @@ class Recorder:
         request: Mapping[str, Any],
         payload: BinaryIO | None = None,
         hear: Hear | None = None,
-        into: BinaryIO | None = None,
+        into: Sink | None = None,
     ) -> Json:
         """As the agent would answer; raises Noted for a `run` that is."""
         if request["op"] == "probe":

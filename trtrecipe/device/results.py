@@ -9,7 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from trtrecipe.device.link import Hear, Json
+from trtrecipe.device.forms import FAILED, PROBE, done, misshapen, printable
+from trtrecipe.device.link import Hear, Json, Sink
 from trtrecipe.device.recorder import PIECE, portable
 from trtrecipe.device.unpack import LIST, unpack
 from trtrecipe.errors import InputError, StepError
@@ -22,61 +23,15 @@ _FORM: dict[str, Any] = {
         "tensorrt": str,
         "steps": {str: dict},
     },
-    "probe": {
-        "model": (str, None),
-        "l4t": (str, None),
-        "cuda": (str, None),
-        "tensorrt": str,
-        "compatible": [str],
-        "jetpack": (str, None),
-        "memory": {"total": int, "available": int, "swap_total": (int, None), "swap_free": (int, None)},
-        "disk": {"free": int},
-        "power_mode": (dict, None),
-        "clocks": {str: dict},
-        "temperatures": {str: (int, float)},
-        "trtexec": {"path": str, "size": int, "sha256": str},
-        "python": str,
-    },
+    # One that lacked any of this has built nothing.
+    "probe": PROBE
+    | {"tensorrt": str, "trtexec": {"path": str, "size": int, "sha256": str}}
+    | {"memory": {"total": int, "available": int, "swap_total": (int, None), "swap_free": (int, None)}},
     "jobs": [{"id": str, "request": dict, "result": {"ok": bool}}],
 }
-"""What of result.json is relied on, by name → type, or forms of which None stands for null; [each], {str: each}. All
-text is printable: it comes from elsewhere, and terminals do as they are told."""
-_NUMBER = (int, float)
-_LOOK = {
-    "power_mode": (dict, None),
-    "clocks": {str: {str: int}},
-    "temperatures": {str: _NUMBER},
-    "power": {str: int},
-    "events": {str: int},
-    "cooling": {str: int},
-}
-_CONDITIONS = {
-    "before": _LOOK,
-    "during": {"looks": int, "clocks": {str: [int]}, "power": {str: int}, "cooling": {str: int}},
-    "after": _LOOK,
-}
-_PARTS = {"count": int, "names": [str]}
+"""What of result.json is relied on, in forms of `device.forms`."""
 _REQUEST = {"files": {str: str}, "arguments": [str], "outputs": {str: str}, "tensorrt": str, "trtexec_sha256": str}
-_DONE = {
-    "outputs": {str: {"sha256": str, "size": int}},
-    "attempts": [{"workspace": (int, None), "outcome": str, "seconds": _NUMBER}],
-    "seconds": _NUMBER,
-    "waited": _NUMBER,
-    "layers": int,
-    "collected": bool,
-    "timing_cache": (dict, None),
-    "placement": ({"dla": _PARTS, "gpu": _PARTS}, None),
-    "conditions": (_CONDITIONS, None),
-    "shown": {
-        "model": (str, None),
-        "l4t": (str, None),
-        "cuda": (str, None),
-        "tensorrt": (str, None),
-        "memory": {"total": (int, None)},
-        "trtexec": ({"sha256": str}, None),
-    },
-}
-_FAILED = {"reason": str}
+_FAILED = {name: FAILED[name] for name in ("reason", "attempts")}  # its words are made printable, whatever they are
 _NEVER = "the result has no outcome of this"
 _SHOWN = 160
 """Characters of a difference that a message repeats."""
@@ -89,7 +44,10 @@ def read(path: Path, into: Path) -> tuple[Path, Json]:
     for number, job in enumerate(content["jobs"] if not wrong else ()):
         at = f"jobs.{number}"
         wrong += misshapen(job["request"], _REQUEST, f"{at}.request") if job["result"].get("reason") != "needs" else ()
-        wrong += misshapen(job["result"], _DONE if job["result"]["ok"] else _FAILED, f"{at}.result")
+        if not job["result"]["ok"]:
+            wrong += misshapen(job["result"], _FAILED, f"{at}.result")
+        elif not wrong:
+            wrong += done(job["result"], job["request"], f"{at}.result")
         if not wrong and job["result"]["ok"]:
             made = job["result"]["outputs"].values()
             wrong += [f"{at}.result.outputs" for each in made if content["files"].get(each["sha256"]) != each["size"]]
@@ -97,27 +55,6 @@ def read(path: Path, into: Path) -> tuple[Path, Json]:
         text = f"{path}: its {LIST} is not as build.py writes it: {', '.join(wrong[:4])}"
         raise InputError.of(text, "bring over what build.py wrote, as it is")
     return folder, content
-
-
-def misshapen(value: Any, form: Any, at: str) -> Iterator[str]:
-    """Where a JSON value is not of a form (as `_FORM`)."""
-    if isinstance(form, tuple):
-        if all(any(misshapen(value, each, at)) for each in form):
-            yield at
-    elif form is None or isinstance(form, type):
-        right = value is None if form is None else isinstance(value, form)
-        if isinstance(value, bool) and form is not bool:
-            right = False
-        if not right or (form is str and not value.isprintable()):
-            yield at
-    elif not isinstance(value, type(form)):
-        yield at
-    elif isinstance(form, list):
-        for number, each in enumerate(value):
-            yield from misshapen(each, form[0], f"{at}.{number}")
-    else:
-        for name in value if str in form else form:
-            yield from misshapen(value.get(name), form.get(str, form.get(name)), f"{at}.{name}".lstrip("."))
 
 
 class Results:
@@ -146,7 +83,7 @@ class Results:
         request: Mapping[str, Any],
         payload: BinaryIO | None = None,
         hear: Hear | None = None,
-        into: BinaryIO | None = None,
+        into: Sink | None = None,
     ) -> Json:
         """What the agent answered there. Raises StepError for a `run` that was not done there."""
         if request["op"] == "probe":
@@ -181,7 +118,7 @@ class Results:
         text = "; ".join(words) + (f"; since the bundle was made: {why}" if why else "")
         raise StepError(f"this result is of another build: {printable(text)}", _REDO)
 
-    def _send(self, request: Mapping[str, Any], into: BinaryIO) -> Json:
+    def _send(self, request: Mapping[str, Any], into: Sink) -> Json:
         for folder in self._folders:
             path = folder / "files" / request["sha256"]
             if path.is_file() and not path.is_symlink():
@@ -212,11 +149,6 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str
             yield f"its arguments {_short(' '.join(gone))} are {_short(' '.join(come))} here"
         else:
             yield f"its {name} {_short(old)} is {_short(new)} here"
-
-
-def printable(text: str) -> str:
-    """Text from elsewhere, without what a terminal would obey."""
-    return "".join(each if each.isprintable() else " " for each in text)
 
 
 def _printable(result: Mapping[str, Any]) -> Json:

@@ -21,7 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from trtrecipe.device.link import Dropped, Hear, Json, Refusal
+from trtrecipe.device import forms
+from trtrecipe.device.link import Dropped, Hear, Json, Refusal, Sink
 from trtrecipe.errors import Unreachable
 
 AGENT = Path(__file__).with_name("agent.py")
@@ -31,6 +32,11 @@ SILENCE = 120.0
 PERSIST = 30
 """Seconds that the shared connection outlives its last request, should nobody close it."""
 PIECE = 1 << 18
+LONGEST_LINE = 16 << 20
+MOST_WORDS = 1 << 30
+"""Bytes of a line of answer, and of all of them together: a week of progress has a tenth of that."""
+MOST_SAID = 1 << 20
+"""Bytes of what is said on standard error, before an answer and behind it."""
 _PREFIX = "trtrecipe-ssh-"
 _OLD = 8 * 24 * 3600
 
@@ -116,11 +122,12 @@ class Session:
         request: Mapping[str, Any],
         payload: BinaryIO | None = None,
         hear: Hear | None = None,
-        into: BinaryIO | None = None,
+        into: Sink | None = None,
     ) -> Json:
         """The agent's result. `payload` follows the request, progress goes to `hear`, bytes after the result to `into`.
 
-        Raises Refusal for an error of the agent's, Dropped where the connection ended early, Unreachable.
+        Raises Refusal for an error of the agent's and for an answer that is none, Dropped where the connection ended
+        early, Unreachable.
         """
         with tempfile.TemporaryFile() as said:  # no pipe: a shared connection would keep that open
             try:
@@ -132,17 +139,25 @@ class Session:
             try:
                 head = self._agent + json.dumps(request).encode() + b"\n"
                 answer = _Answer(hear, into)
-                silent = _exchange(process, head, payload, answer)
+                silent = _exchange(process, head, payload, answer, said.fileno())
             finally:
                 process.kill()
                 process.wait()
             said.seek(0)
-            words = said.read(1 << 16).decode("utf-8", "replace")
+            words = forms.lines(said.read(1 << 16).decode("utf-8", "replace"))
+        if answer.flood:
+            raise Refusal("answer", f"{self._ssh} says without end what is no answer", {}, self._hint())
         if answer.final is None:
             raise self._explain(process.returncode, answer, words, silent)
+        if wrong := forms.problems(request, answer.final):
+            text = f"{self._ssh} answers {request['op']} as no agent does: {', '.join(wrong[:4])[:400]}"
+            raise Refusal("answer", text, {}, self._hint())
         if answer.final["event"] == "error":
             raise Refusal(answer.final["reason"], answer.final["message"], answer.final)
         return answer.final
+
+    def _hint(self) -> str:
+        return f"see what `ssh {self._ssh} {self._python} --version` says, and whether that machine is sound"
 
     def _client(self) -> list[str]:
         """The client's options, from what the user has set."""
@@ -214,45 +229,63 @@ def _no_client(error: OSError) -> Unreachable:
 class _Answer:
     """What comes back: lines until the last event, then bytes."""
 
-    def __init__(self, hear: Hear | None, into: BinaryIO | None) -> None:
+    def __init__(self, hear: Hear | None, into: Sink | None) -> None:
         self.final: Json | None = None
-        self.began = False
+        self.began = self.flood = False
+        """`flood`: it says more than any agent does; what follows is not listened to."""
         self.odd: list[str] = []
-        self._hear, self._into, self._rest = hear, into, b""
+        self._hear, self._into = hear, into
+        self._rest = bytearray()
+        self._words = self._noise = self._behind = 0
 
     def take(self, piece: bytes) -> None:
         if self.final is not None:
             self._bytes(piece)
             return
+        self._words += len(piece)
         self._rest += piece
-        while self.final is None and b"\n" in self._rest:
-            line, _, self._rest = self._rest.partition(b"\n")
-            self._line(line)
-        if self.final is not None:
-            self._bytes(self._rest)
+        if b"\n" in piece:
+            *lines, self._rest = self._rest.split(b"\n")
+            for number, line in enumerate(lines, 1):
+                self._line(bytes(line))
+                if self.final is not None:
+                    self._bytes(b"\n".join([*lines[number:], self._rest]))
+                    return
+        if len(self._rest) > LONGEST_LINE or self._words > MOST_WORDS or self._noise > MOST_SAID:
+            self.flood = True
 
     def _bytes(self, piece: bytes) -> None:
         if self._into is not None and piece:
             self._into.write(piece)
+        else:
+            self._behind += len(piece)
+            self.flood = self._behind > MOST_SAID
 
     def _line(self, line: bytes) -> None:
         try:
-            event = json.loads(line[max(line.find(b'{"'), 0) :])  # a start file's words may end without a line's end
-        except ValueError:
+            # A start file's words may end without a line's end.
+            event = forms.cleaned(json.loads(line[max(line.find(b'{"'), 0) :]))
+        except (ValueError, RecursionError):
             event = None
         if not isinstance(event, dict) or not isinstance(event.get("event"), str):
             # A start file of the login shell that prints: before the agent's first word it does no harm.
-            self.odd = [*self.odd[-3:], line[:200].decode("utf-8", "replace")]
+            self._noise += len(line) + 1
+            self.odd = [*self.odd[-3:], forms.printable(line[:200].decode("utf-8", "replace"))]
             return
         self.began = True
         if event["event"] in ("result", "error"):
             self.final = event
-        elif self._hear is not None:
+        elif self._hear is not None and not any(forms.misshapen(event, forms.PROGRESS)):
             self._hear(event)
 
 
-def _exchange(process: subprocess.Popen[bytes], head: bytes, payload: BinaryIO | None, answer: _Answer) -> bool:
-    """Write and read until both ends are closed; whether it was given up for want of any sign of life."""
+def _exchange(
+    process: subprocess.Popen[bytes], head: bytes, payload: BinaryIO | None, answer: _Answer, said: int
+) -> bool:
+    """Write and read until both ends are closed; whether it was given up for want of any sign of life.
+
+    `said`: the file of standard error.
+    """
     assert process.stdin is not None and process.stdout is not None
     pieces = _pieces(head, payload)
     left = memoryview(next(pieces))
@@ -262,9 +295,14 @@ def _exchange(process: subprocess.Popen[bytes], head: bytes, payload: BinaryIO |
         selector.register(process.stdout, selectors.EVENT_READ)
         heard = time.monotonic()
         while selector.get_map():
-            ready = selector.select(max(0.0, heard + SILENCE - time.monotonic()))
+            ready = selector.select(max(0.0, min(heard + SILENCE - time.monotonic(), 1.0)))
+            answer.flood = answer.flood or os.fstat(said).st_size > MOST_SAID
+            if answer.flood:
+                return False
             if not ready:
-                return True
+                if time.monotonic() - heard >= SILENCE:
+                    return True
+                continue
             heard = time.monotonic()
             for key, _ in ready:
                 if key.fileobj is process.stdout:
@@ -289,8 +327,13 @@ def _exchange(process: subprocess.Popen[bytes], head: bytes, payload: BinaryIO |
                         _close(selector, process.stdin)
                     else:
                         left = memoryview(following)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(CONNECT_SECONDS)
+    for _ in range(2 * CONNECT_SECONDS):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.5)
+            break
+        answer.flood = os.fstat(said).st_size > MOST_SAID
+        if answer.flood:
+            break
     return False
 
 

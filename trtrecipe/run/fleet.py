@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from trtrecipe.device.forms import PROBE, misshapen
 from trtrecipe.errors import InputError, StepError
 from trtrecipe.plan.devices import PACK, Assigned, Need, by_bundle, missing
 from trtrecipe.store import devices as state
@@ -122,7 +123,8 @@ class Fleet:
         """What is known of a device, from this command or an earlier one."""
         if device.name not in self._seen:
             kept = state.read(self._root, device.address)
-            self._seen[device.name] = None if kept is None else Seen(*kept)
+            whole = kept is not None and not any(misshapen(kept[1], PROBE))
+            self._seen[device.name] = Seen(*kept) if kept is not None and whole else None
         return self._seen[device.name]
 
     def look(self, device: Device) -> Seen:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trtrecipe.device.results import printable
+from trtrecipe.device.forms import printable
 from trtrecipe.errors import InputError
 from trtrecipe.plan.devices import Need, by_bundle
 from trtrecipe.plan.graph import Graph
