@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -23,7 +24,7 @@ from support.sshd import ORIN_NX, TX2, XAVIER_NX, Lab, TestDevice, lab
 
 from trtrecipe.cli.app import run
 from trtrecipe.data import outputs
-from trtrecipe.device import agent, jobs, measure
+from trtrecipe.device import agent, forms, jobs, measure
 from trtrecipe.device.ssh import Session
 from trtrecipe.errors import StepError, Unreachable
 from trtrecipe.steps import benchmark, on_device, verify
@@ -358,13 +359,50 @@ def test_bytes_that_are_not_what_the_report_says_are_an_error(tmp_path: Path) ->
 def test_numbers_that_json_has_no_words_for_are_read(tmp_path: Path) -> None:
     text = '[ { "name" : "nan, inf"\n , "dimensions" : "1x4"\n , "values" : [ nan, -inf, inf, -nan ]\n } ]'
     (tmp_path / "x.json").write_text(text.replace("nan, inf", "y"))
-    [entry] = measure._read(tmp_path / "x.json")
+    [entry] = measure._read(tmp_path / "x.json", forms.VALUES)
     np.testing.assert_array_equal(entry["values"], [np.nan, -np.inf, np.inf, np.nan])
     found = on_device._exported(entry, {"y": "float32"}, "nx")
     assert (found.shape, found.dtype) == ((1, 4), np.float32)
     (tmp_path / "x.json").write_text('[ { "name"')
     with pytest.raises(StepError, match="not readable"):
-        measure._read(tmp_path / "x.json")
+        measure._read(tmp_path / "x.json", forms.VALUES)
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "said"),
+    [
+        (forms.REPORT, "{}", "tensors, shapes, module, cudart"),
+        (forms.REPORT, '{"tensors": [{"name": "y", "dtype": "O"}], "shapes": [], "module": "", "cudart": ""}', "dtype"),
+        (forms.REPORT, '{"tensors": [], "shapes": [[["a"]]], "module": "", "cudart": ""}', "shapes.0.0.0"),
+        (forms.TIMES, "{}", "all of it"),
+        (forms.TIMES, '[{"startComputeMs": "x", "latencyMs": 1, "computeMs": 1}]', "0.startComputeMs"),
+        (forms.TIMES, '[{"startComputeMs": 1, "latencyMs": nan, "computeMs": 1}]', "0.latencyMs"),
+        (forms.PROFILE, '[{"count": 1}, {"name": "l", "averageMs": "x"}]', "1.averageMs"),
+        (forms.VALUES, '[{"name": "y", "dimensions": "-2x-1", "values": []}]', "0.dimensions"),
+        (forms.VALUES, '[{"name": "y", "dimensions": "1"}]', "0.values"),
+        (forms.VALUES, "[" * 100_000, "readable"),
+    ],
+)
+def test_a_file_of_a_device_that_is_not_as_it_should_be_is_an_error(
+    tmp_path: Path, form: object, text: str, said: str
+) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(StepError, match=f"came from the device as x.json is not .*{re.escape(said)}"):
+        measure._read(tmp_path / "x.json", form)
+
+
+@pytest.mark.parametrize("values", [["a", "b"], [[1], 2], [None, 1]])
+def test_outputs_that_are_no_numbers_are_an_error(values: list[object]) -> None:
+    with pytest.raises(StepError, match="no numbers as output y"):
+        on_device._exported({"name": "y", "dimensions": "2", "values": values}, {}, "nx")
+
+
+@pytest.mark.parametrize("shapes", [[[]], [[[11], [1]]], [[[-1, -11]]]])
+def test_outputs_of_odd_shapes_are_an_error(tmp_path: Path, shapes: list[list[list[int]]]) -> None:
+    (tmp_path / "outputs.bin").write_bytes(bytes(44))
+    report = {"tensors": [{"name": "y", "dtype": "float32"}], "shapes": shapes}
+    with pytest.raises(StepError, match="nx gave outputs of shapes"):
+        list(on_device._unpacked(report, tmp_path / "outputs.bin", "nx"))
 
 
 def test_an_output_of_another_size_than_it_says_is_an_error() -> None:

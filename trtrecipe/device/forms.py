@@ -68,6 +68,20 @@ DONE: dict[str, Any] = {
 """A job that was done; with `ASKED`, what is there where it was asked for."""
 ASKED: dict[str, Any] = {"placement": {"dla": _PARTS, "gpu": _PARTS}, "conditions": _CONDITIONS}
 FAILED: dict[str, Any] = {"reason": str, "message": str, "attempts": (_ATTEMPTS, None), "log": ([str], None)}
+REPORT: dict[str, Any] = {
+    "tensors": [{"name": str, "dtype": re.compile("bool|u?int8|int32|int64|float(16|32|64)")}],
+    "shapes": [[[int]]],
+    "module": str,
+    "cudart": str,
+}
+"""What `evaluator.evaluate` reports."""
+_MOMENTS = ("startH2dMs", "startInMs", "endComputeMs", "endD2hMs", "endOutMs")
+TIMES: list[Any] = [
+    dict.fromkeys(("startComputeMs", "latencyMs", "computeMs"), _NUMBER) | dict.fromkeys(_MOMENTS, (*_NUMBER, None))
+]
+PROFILE: list[Any] = [{"name": _TEXT, "averageMs": (*_NUMBER, None)}]
+VALUES: list[Any] = [{"name": str, "dimensions": re.compile(r"(\d{1,9}(x\d{1,9})*)?"), "values": list}]
+"""What trtexec exports: times of runs, layers, outputs."""
 _ERROR: dict[str, Any] = {"reason": str, "message": str}
 _ANSWERS: Mapping[str, Any] = {
     "probe": PROBE,

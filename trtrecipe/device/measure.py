@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from trtrecipe.device import evaluator
+from trtrecipe.device import evaluator, forms
 from trtrecipe.device.jobs import Job, Work
 from trtrecipe.device.link import Json
 from trtrecipe.digest import sha256_json
@@ -57,7 +58,7 @@ def outputs(
     )
     into = {role: folder / named[role] for role in job.outputs}
     work.run(job, into)
-    return dict(json.loads(into["report"].read_bytes())), into["outputs"]
+    return dict(_read(into["report"], forms.REPORT)), into["outputs"]
 
 
 def outputs_of_trtexec(
@@ -87,7 +88,7 @@ def outputs_of_trtexec(
         job = _job(work, _key(key, f"trtexec {batch}"), spec, {ENGINE: engine, **files}, {"output": "outputs.json"})
         asked.append((job, {"output": folder / f"outputs-{batch}.json"}))
     work.run_all(asked)
-    return (_read(into["output"]) for _, into in asked)
+    return (_read(into["output"], forms.VALUES) for _, into in asked)
 
 
 def times(
@@ -113,14 +114,14 @@ def times(
     second = _job(work, _key(key, "profile"), profiled, files, {"profile": layers.name})
     result = work.run_all([(first, {"times": told}), (second, {"profile": layers})])[0]
     # Older releases export the runs that warm up as well.
-    counted = [entry for entry in _read(told) if entry["startComputeMs"] >= WARM_UP]
+    counted = [entry for entry in _read(told, forms.TIMES) if entry["startComputeMs"] >= WARM_UP]
     if len(counted) < 2:
         raise StepError(f"{work.name}: trtexec timed {len(counted)} runs", "look at what else the device does")
-    return counted, result["conditions"], _slowest(_read(layers))
+    return counted, result["conditions"], _slowest(_read(layers, forms.PROFILE))
 
 
 def _slowest(profile: list[Json]) -> Json:
-    layers = [entry for entry in profile if "name" in entry]
+    layers = [entry for entry in profile if entry.get("name") is not None and entry.get("averageMs") is not None]
     total = sum(entry["averageMs"] for entry in layers) or 1.0
     layers.sort(key=lambda entry: -entry["averageMs"])
     return {
@@ -189,13 +190,17 @@ def _key(key: str, what: str) -> str:
     return sha256_json({"step": key, "job": what})
 
 
-def _read(path: Path) -> Any:
-    """trtexec's JSON, in which C++ writes numbers that JSON has no words for."""
+def _read(path: Path, form: Any) -> Any:
+    """JSON of a form; trtexec's, as C++ writes it, has numbers that JSON has no words for. Raises StepError."""
     words = {"nan": "NaN", "inf": "Infinity"}
     text = _NOT_JSON.sub(
         lambda found: ("" if found[2] == "nan" else found[1]) + words[found[2]], path.read_text("utf-8", "replace")
     )
     try:
-        return json.loads(text)
-    except ValueError as error:
-        raise StepError(f"what trtexec exported is not readable: {error}", "build again") from None
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise StepError(f"what came from the device as {path.name} is not readable: {error}", "build again") from None
+    if wrong := list(islice(forms.misshapen(value, form), 4)):
+        where = ", ".join(wrong) or "all of it"
+        raise StepError(f"what came from the device as {path.name} is not as it should be: {where}", "build again")
+    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -170,8 +171,11 @@ def _unpacked(report: Mapping[str, Any], file: Path, device: str) -> Iterator[di
     """The outputs of each batch, from the file of their values one after the other."""
     values, at = np.fromfile(file, np.uint8), 0
     kinds = [(tensor["name"], np.dtype(tensor["dtype"]).newbyteorder("<")) for tensor in report["tensors"]]
+    odd = [shapes for shapes in report["shapes"] if len(shapes) != len(kinds) or any(min([0, *s]) < 0 for s in shapes)]
+    if odd:
+        raise StepError(f"{device} gave outputs of shapes {odd[0]}, for {len(kinds)} outputs", "build again")
     needed = sum(
-        int(np.prod(shape)) * kind.itemsize
+        math.prod(shape) * kind.itemsize
         for shapes in report["shapes"]
         for shape, (_, kind) in zip(shapes, kinds, strict=True)
     )
@@ -180,7 +184,7 @@ def _unpacked(report: Mapping[str, Any], file: Path, device: str) -> Iterator[di
     for shapes in report["shapes"]:
         found = {}
         for shape, (name, kind) in zip(shapes, kinds, strict=True):
-            size = int(np.prod(shape)) * kind.itemsize
+            size = math.prod(shape) * kind.itemsize
             found[name] = values[at : at + size].view(kind).reshape(shape)
             at += size
         yield found
@@ -215,15 +219,34 @@ def _by_trtexec(
     def run(_: Mapping[str, Array]) -> dict[str, Array]:
         return {entry["name"]: _exported(entry, kinds, work.name) for entry in next(told)}
 
-    collected, notes = outputs.collect(run, sizes)
+    collected, notes = outputs.collect(_same_outputs(run, work.name), sizes)
     return collected, notes, {"evaluated_by": "trtexec"}
+
+
+def _same_outputs(run: outputs.Run, device: str) -> outputs.Run:
+    """`run`, which must give the same outputs for each batch."""
+    names: list[list[str]] = []
+
+    def checked(feeds: Mapping[str, Array]) -> Mapping[str, Array]:
+        found = run(feeds)
+        names.append(sorted(found))
+        if names[-1] != names[0]:
+            raise StepError(f"{device} gave the outputs {names[0]}, and then {names[-1]}", "build again")
+        return found
+
+    return checked
 
 
 def _exported(entry: Mapping[str, Any], kinds: Mapping[str, str], device: str) -> Array:
     """An output as trtexec exports it, in the graph's type."""
     shape = [int(size) for size in entry["dimensions"].split("x") if size]
-    values = np.asarray(entry["values"])
-    if values.size != int(np.prod(shape)):
+    try:
+        values = np.asarray(entry["values"])
+    except ValueError:  # lists of several lengths
+        values = np.asarray(None)
+    if values.dtype.kind not in "biuf":
+        raise StepError(f"{device}: trtexec exported what are no numbers as output {entry['name']}", "build again")
+    if values.size != math.prod(shape):
         raise StepError(
             f"{device}: trtexec exported {values.size} values of output {entry['name']} with shape {shape}",
             "build again",
