@@ -190,12 +190,12 @@ def test_every_way_to_cut_a_model_short_is_a_message(tmp_path: Path) -> None:
             _export(whole[:length], tmp_path)
 
 
-def test_weights_in_other_files_are_refused(tmp_path: Path) -> None:
+def test_values_in_other_files_that_fetch_did_not_see_are_refused(tmp_path: Path) -> None:
     model = parser.parse_model(HEAD + "g (float[2] x) => (float[2] y) { y = Add(x, w) }")
     model.graph.initializer.append(numpy_helper.from_array(np.ones(2, np.float32), "w"))
     onnx.external_data_helper.set_external_data(model.graph.initializer[0], "../../etc/weights.bin")
     model.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
-    assert "onnx.save" in _refused(model, tmp_path, "keeps weights in other files")
+    assert "onnx.save" in _refused(model, tmp_path, "keeps the values of w elsewhere")
 
 
 def test_integers_that_are_no_shape(tmp_path: Path) -> None:
@@ -233,6 +233,28 @@ def test_functions_of_a_model_are_inlined(tmp_path: Path) -> None:
     )
     result, _ = _export(model, tmp_path)
     assert [node.op_type for node in result.graph.node] == ["Add"]
+
+
+def test_functions_in_another_opset_are_written_in_the_models(tmp_path: Path) -> None:
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17, "local" : 1]> g '
+        "(float[2,3] x) => (float[2,1] y) { y = local.total(x) }"
+        '<domain: "local", opset_import: ["" : 11]> total (a) => (b) { b = ReduceSum<axes = [1]>(a) }'
+    )
+    result, _ = _export(model, tmp_path)
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    np.testing.assert_array_equal(_run(result, {"x": x})["y"], [[3], [12]])
+
+
+def test_functions_that_grow_without_end_are_refused(tmp_path: Path) -> None:
+    """Each of them calls the one before twice: 25 make 2 ** 24 nodes. Two that call each other make no end of them."""
+    imports = '<domain: "local", opset_import: ["" : 13, "local" : 1]> '
+    model = '<ir_version: 8, opset_import: ["" : 13, "local" : 1]> g (float[2] x) => (float[2] y) { y = local.f24(x) }'
+    body = "f%d (a) => (b) { c = local.f%d(a) b = local.f%d(c) }"
+    grown = [imports + "f0 (a) => (b) { b = Relu(a) }", *(imports + body % (at, at - 1, at - 1) for at in range(1, 25))]
+    assert "do not use" in _refused(parser.parse_model(model + "".join(grown)), tmp_path, "make 16,777,216 nodes")
+    turns = [imports + "f24 (a) => (b) { b = local.g(a) }", imports + "g (a) => (b) { b = local.f24(a) }"]
+    assert "Loop" in _refused(parser.parse_model(model + "".join(turns)), tmp_path, "call themselves, .*: f24, g")
 
 
 def test_weights_listed_among_the_inputs_are_no_inputs(tmp_path: Path) -> None:

@@ -98,6 +98,8 @@ MESSAGES: list[tuple[str, dict[str, Any], str]] = [
     ("keras_lambda", {}, f"{CODE}layer double is a Lambda layer, which is Python code | {TRUSTED}"),
     ("keras_2_lambda", {}, f"{CODE}layer open is a Lambda layer, which is Python code | {TRUSTED}"),
     ("keras_lambda_argument", {}, f"{CODE}layer head holds a Python lambda | {TRUSTED}"),
+    ("keras_dumped_lambda", {}, f"{CODE}layer head holds a Python lambda | {TRUSTED}"),
+    ("keras_registered_function", {}, f"{CODE}layer head is of Acme>mish, which is not part of Keras | {TRUSTED}"),
     ("keras_custom_class", {}, f"{CODE}layer mine is of acme.nets.Attention, which is not part of Keras | {TRUSTED}"),
     (
         "keras_imported_function", {},

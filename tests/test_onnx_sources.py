@@ -27,9 +27,9 @@ from trtrecipe.store.stat import StatCache
 
 AT = Problem("", "recipe.yaml", 3, 9)
 GRAPH = (
-    '<ir_version: 8, opset_import: ["" : 13, "local" : 1]> g (float[2,3] x, bool flag) => (float[2,3] y) {'
-    "  c = local.shifted(x) y = If<then_branch = t () => (float[2,3] a) { a = Add(c, w) },"
-    "  else_branch = e () => (float[2,3] b) { k = Constant<value = float[3] {9, 8, 7}>() b = Mul(c, k) }>(flag) }"
+    '<ir_version: 8, opset_import: ["" : 13, "local" : 1]> g (float[1,2,3] x, bool[1] flags) => (float[1,2,3] y)'
+    " { flag = Squeeze(flags) c = local.shifted(x) y = If<then_branch = t () => (float[1,2,3] a) { a = Add(c, w) },"
+    "  else_branch = e () => (float[1,2,3] b) { k = Constant<value = float[3] {9, 8, 7}>() b = Mul(c, k) }>(flag) }"
     ' <domain: "local", opset_import: ["" : 13]> shifted (p) => (q)'
     "{ s = Constant<value = float[3] {1, 2, 3}>() q = Add(p, s) }"
 )
@@ -113,10 +113,10 @@ def test_values_from_other_files_become_part_of_the_model(parted: Path, tmp_path
     expected = onnx.load(parted.with_name("whole.onnx"))
     for one, two in zip(found.graph.initializer, expected.graph.initializer, strict=True):
         assert np.array_equal(numpy_helper.to_array(one), numpy_helper.to_array(two))
-    x = np.ones((2, 3), np.float32)
+    x = np.ones((1, 2, 3), np.float32)
     for flag in (True, False):
         results = [
-            onnxruntime.InferenceSession(str(path)).run(None, {"x": x, "flag": np.array(flag)})[0]
+            onnxruntime.InferenceSession(str(path)).run(None, {"x": x, "flags": np.array([flag])})[0]
             for path in (tmp_path / "model", parted.with_name("whole.onnx"))
         ]
         assert np.array_equal(*results)

@@ -11,6 +11,7 @@ import onnx.version_converter
 import onnxruntime
 import pytest
 from onnx import ModelProto, parser
+from onnx.reference import ReferenceEvaluator
 
 from trtrecipe.errors import StepError
 from trtrecipe.graphs.canonical import canonical
@@ -18,6 +19,7 @@ from trtrecipe.graphs.files import opset
 from trtrecipe.graphs.opset import lower_opset, to_opset
 from trtrecipe.steps import export, fetch
 
+TURNS = ", ".join(f"0.{at}" for at in range(10, 28))
 X = np.random.default_rng(3).standard_normal((1, 4, 6, 6)).astype(np.float32)
 
 
@@ -188,6 +190,31 @@ def test_modes_of_grid_sample_had_other_names(mode: str | None) -> None:
         )
         with pytest.raises(StepError, match="mode linear came with opset 20"):
             to_opset(volume, 16)
+
+
+def _reference(model: ModelProto) -> Any:
+    outputs: Any = ReferenceEvaluator(model).run(None, {"x": X})
+    return outputs[0]
+
+
+@pytest.mark.parametrize(
+    ("version", "body", "constants"),
+    [
+        (23, "y = RMSNormalization(x, s)", "<float[6] s = {1, 2, 3, 4, 5, 6}>"),
+        (23, "y = Attention<is_causal = 1>(x, x, x)", ""),
+        (23, "y = RotaryEmbedding(x, t, t)", f"<float[1,6,3] t = {{{TURNS}}}>"),
+        (24, "y = Swish<alpha = 1.5>(x)", ""),
+    ],
+)
+def test_operators_that_onnx_defines_by_others(version: int, body: str, constants: str) -> None:
+    """Where the older opset has no form for what is behind them, the operator itself is what is named."""
+    model = build(version, body, constants)
+    lowered = to_opset(model, 21)
+    assert opset(lowered) == 21 and lowered.graph.output[0].name == "y"
+    np.testing.assert_allclose(run(lowered)[0], _reference(model), atol=1e-5)
+    if "Attention" in body:
+        with pytest.raises(StepError, match="Attention y: the operator came with opset 23"):
+            to_opset(model, 13)
 
 
 def test_an_obstacle_leaves_the_graph_as_it_is() -> None:

@@ -259,6 +259,21 @@ def keras_lambda_argument(folder: Path) -> Path:
     return _keras(folder, _layer("Dense", "head", units=2, activation=function))
 
 
+def keras_dumped_lambda(folder: Path) -> Path:
+    """The same as Keras itself writes it: without a class."""
+    import keras
+
+    layers = [keras.Input((4,)), keras.layers.Dense(2, activation=lambda x: x * 2, name="head")]
+    keras.Sequential(layers).save(folder / "model.keras")
+    return folder / "model.keras"
+
+
+def keras_registered_function(folder: Path) -> Path:
+    """A function of the person who wrote the model."""
+    function = {"module": "builtins", "class_name": "function", "config": "Acme>mish", "registered_name": "function"}
+    return _keras(folder, _layer("Dense", "head", units=2, activation=function))
+
+
 def keras_custom_class(folder: Path) -> Path:
     """A class of the person who wrote the model."""
     return _keras(folder, {**_layer("Attention", "mine", "acme.nets"), "registered_name": "Acme>Attention"})

@@ -34,10 +34,12 @@ def show_graph(model: ModelProto) -> tuple[dict[str, Any], list[str]]:
     from trtrecipe.graphs.carried import INTEGER_OPERATORS
     from trtrecipe.graphs.edit import DEFAULT_DOMAINS, all_nodes
     from trtrecipe.graphs.files import opset
+    from trtrecipe.graphs.functions import inlined
     from trtrecipe.quant.forms import quantization
     from trtrecipe.targets.acceptance import verdicts
 
     _require_text(model)
+    model = inlined(model)  # as a build does before anything else
     nodes: dict[str, list[str]] = {}
     for node in all_nodes(model.graph):
         operator = node.op_type if node.domain in DEFAULT_DOMAINS else f"{node.domain}.{node.op_type}"

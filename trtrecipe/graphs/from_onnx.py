@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
-import onnx.inliner
 from onnx import ModelProto, TensorProto
 
 from trtrecipe import parted
 from trtrecipe.errors import StepError
-from trtrecipe.graphs import carried, files, sound
+from trtrecipe.graphs import carried, files, functions, sound
 from trtrecipe.graphs.canonical import canonical
 from trtrecipe.graphs.files import opset
 from trtrecipe.graphs.interface import interface
@@ -36,8 +35,7 @@ def read(path: Path) -> ModelProto:
         _require_graph(model)
     sound.require_dense(model)
     _require_known_versions(model)
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+    model = functions.inlined(model)
     sound.require_text(model)
     carried.adopt(model)
     sound.require_known_operators(model)

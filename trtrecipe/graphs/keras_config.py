@@ -87,9 +87,16 @@ def _objects(config: Mapping[str, Any], layer: str) -> Iterator[tuple[str, Mappi
                 layer = f"layer {inner['name']}"
             if isinstance(value.get("class_name"), str):
                 yield layer, value
+            elif _is_dumped(value.get("value")):
+                yield layer, {"class_name": "__lambda__"}
             # What is needed for training only is not loaded.
             kept = [entry for key, entry in value.items() if key not in ("compile_config", "training_config")]
             waiting += [(layer, entry) for entry in reversed(kept)]
+
+
+def _is_dumped(value: Any) -> bool:
+    """Whether it is a lambda as Keras writes one that stands for an activation: code, defaults, closure."""
+    return isinstance(value, list) and len(value) == 3 and isinstance(value[0], str) and len(value[0]) > 64
 
 
 def _problems(value: Mapping[str, Any]) -> Iterator[str]:
@@ -101,6 +108,8 @@ def _problems(value: Mapping[str, Any]) -> Iterator[str]:
         yield f"is of {module}.{name}, which is not part of Keras"
     elif isinstance(value.get("registered_name"), str) and ">" in value["registered_name"] and module is None:
         yield f"is of {value['registered_name']}, which is not part of Keras"
+    elif kind == "function" and ">" in name:
+        yield f"is of {name}, which is not part of Keras"
     elif kind in _OPERATIONS:
         function = inner.get("function") if isinstance(inner, dict) else None
         if not isinstance(function, str) or not _COMPUTES.fullmatch(function):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.defs import OpSchema
 
@@ -16,7 +17,9 @@ from trtrecipe.graphs.canonical import canonical
 from trtrecipe.graphs.edit import DEFAULT_DOMAINS, all_graphs, all_nodes, attribute, reset, tensor_names
 from trtrecipe.graphs.files import opset
 from trtrecipe.graphs.known import Known, known
+from trtrecipe.graphs.light import light, make_constant
 from trtrecipe.graphs.names import Unique
+from trtrecipe.graphs.shapes import infer
 from trtrecipe.graphs.sound import listed
 
 _NEWER_VALUES = {
@@ -38,6 +41,9 @@ _FORMER_VALUES: Mapping[tuple[str, str], Any] = {
 
 _FORMER_MODES = {b"linear": b"bilinear", b"cubic": b"bicubic"}
 """GridSample's modes → what they were called while it took images alone, before opset 20."""
+
+_FUNCTIONS = frozenset(["Attention", "RMSNormalization", "RotaryEmbedding", "Swish"])
+"""Operators that are newer than what most runtimes take, and that ONNX itself defines by others."""
 
 _NEW_MEANING = {"GroupNormalization": 21}
 """Operator → the opset that changed what the same node computes."""
@@ -93,19 +99,51 @@ def lower_opset(model: ModelProto, version: int) -> tuple[ModelProto, list[Obsta
     present = opset(model)
     if present <= version:
         return model, []
+    written_out = _without_functions(model, version)
+    result, obstacles = _lowered(model if written_out is None else written_out, version)
+    if obstacles and written_out is not None:  # named by what the model says, and not by what is behind it
+        _, obstacles = _lowered(model, version)
+    return (model, obstacles) if obstacles else (canonical(result), [])
+
+
+def _lowered(model: ModelProto, version: int) -> tuple[ModelProto, list[Obstacle]]:
+    """A copy of the model at that version, of no use where something is in the way; what is."""
+    present = opset(model)
     result = ModelProto()
     result.CopyFrom(model)
     names = tensor_names(result.graph) | {node.name for node in all_nodes(result.graph)}
     context = _Context(version, known(result), Unique(names))
     inner_first = reversed(list(all_graphs(result.graph)))  # what an outer graph is written with is a copy
     obstacles = [each for graph in inner_first for each in _lower(graph, present, context)]
-    if obstacles:
-        return model, obstacles
     result.graph.initializer.extend(context.constants)
     for entry in result.opset_import:
         if entry.domain in DEFAULT_DOMAINS:
             entry.version = version
-    return canonical(result), []
+    return result, obstacles
+
+
+def _without_functions(model: ModelProto, version: int) -> ModelProto | None:
+    """A copy in which those of _FUNCTIONS that the older version lacks are written with the operators behind them.
+
+    None where there are none.
+    """
+    newer = {node.op_type for node in all_nodes(model.graph) if not node.domain} & _FUNCTIONS
+    wanted = [("", operator) for operator in sorted(newer) if _came(operator) > version]
+    if not wanted:
+        return None
+    slim, large = light(model)
+    slim = infer(slim)
+    types = {tensor.name: tensor for graph in all_graphs(slim.graph) for tensor in graph.initializer}
+    known = {value.name for value in (*slim.graph.input, *slim.graph.value_info)}
+    slim.graph.value_info.extend(  # the inliner asks for the types of all that the operators take
+        helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims))
+        for name, tensor in types.items()
+        if name not in known
+    )
+    result = onnx.inliner.inline_selected_functions(slim, wanted, inline_schema_functions=True)
+    del result.graph.value_info[:]
+    make_constant(result, large)
+    return result
 
 
 def _lower(graph: GraphProto, present: int, context: _Context) -> Iterator[Obstacle]:

@@ -126,12 +126,12 @@ def drawing(nodes: list[str]) -> StepError:
 
 
 def require_one_file(model: ModelProto) -> None:
-    """Refuse weights that lie in other files."""
+    """Refuse values that lie in other files and that `external_data`, which folds them, saw in none."""
     for tensor in all_tensors(model.graph):
         if tensor.data_location == TensorProto.EXTERNAL:
             raise StepError(
-                f"the model keeps weights in other files ({tensor.name}); that is not supported yet",
-                hint="save it in one file: python -c \"import onnx; onnx.save(onnx.load('in.onnx'), 'out.onnx')\"",
+                f"the model keeps the values of {tensor.name} elsewhere, and where is not said in a form that is read",
+                hint="save the model again: onnx.save(model, 'model.onnx', save_as_external_data=True)",
             )
 
 
