@@ -51,7 +51,7 @@ def _named(name: str) -> list[Device]:
         known = [device.name for device in devices]
         meant = nearest(name, known)
         hint = f"did you mean {meant}?" if meant else f"there are: {', '.join([*known, ALL])}" if known else None
-        where = "the inventory" if known else "devices.yaml, which is neither here nor above nor in your settings"
+        where = "the inventory" if known else "the inventory: no devices.yaml here, above or in your settings names any"
         raise InputError.of(f"no device is called {name} in {where}", hint)
     return chosen
 

@@ -28,7 +28,7 @@ _DESTINATION = re.compile(
 
 
 def _destination(text: str) -> str:
-    if not _DESTINATION.match(text):
+    if not _DESTINATION.fullmatch(text):
         raise ValueError(
             "must be a destination as ssh takes it: a Host of ~/.ssh/config, user@host or ssh://user@host:port"
         )
@@ -39,6 +39,16 @@ def _word(text: str) -> str:
     if not text or not text.isprintable():
         raise ValueError("must be text without control characters")
     return text
+
+
+def _program(text: str) -> str:
+    if text.startswith("-"):
+        raise ValueError("must be a program: the shell there takes what begins with - for an option of its own")
+    return text
+
+
+def _command(words: list[str]) -> list[str]:
+    return [_program(word) if not number else word for number, word in enumerate(words)]
 
 
 Word = Annotated[str, AfterValidator(_word)]
@@ -53,8 +63,10 @@ class DeviceEntry(BaseModel):
     ssh: Annotated[str, AfterValidator(_destination)] | None = Field(
         None, description="Where `ssh` connects to; absent where only bundles get there."
     )
-    exec: list[Word] = Field(default=[], max_length=32, description="Stands before each command, as docker exec.")
-    python: Word = Field("python3", description="The Python there, 3.6 or later.")
+    exec: Annotated[list[Word], AfterValidator(_command)] = Field(
+        default=[], max_length=32, description="Stands before each command, as docker exec."
+    )
+    python: Annotated[Word, AfterValidator(_program)] = Field("python3", description="The Python there, 3.6 or later.")
     seconds: float = Field(DEFAULT_SECONDS, gt=0, le=7 * 24 * 3600, description="How long one build may take.")
     labels: list[Name] = Field(default=[], max_length=64, description="Words of your own.")
 
