@@ -349,6 +349,11 @@ def test_devices_may_be_chosen_by_name_or_label(
     entries["tx2"] = {"profile": "jetson-tx2", "ssh": tx2.host}
     inventory = yaml.safe_dump({"schema": "trtrecipe/inventory/v1", "devices": entries}, sort_keys=False)
     (project.folder / "devices.yaml").write_text(inventory)
+    # What others made stays where it was placed, and nobody asks them.
+    calls, placed = devices[1].requests(), sorted((project.folder / "dist").rglob("model.engine"))
+    assert placed
+    assert run([*command, "-d", "tx2"]) == 0
+    assert (devices[1].requests(), sorted((project.folder / "dist").rglob("model.engine"))) == (calls, placed)
     project.change_recipe(lambda recipe: recipe.update(build={"workspace": "512MiB"}))
     assert run([*command, "-d", "tx2"]) == 5
     assert "needs a jetson-xavier-nx, and --device tx2 is none" in capsys.readouterr().out

@@ -37,9 +37,8 @@ def find(folder: Path) -> Path | None:
 LABEL = "label="
 
 
-def devices_for(folders: Iterable[Path], only: Sequence[str] = ()) -> tuple[Device, ...]:
-    """The devices of the inventories that count in these folders; those that `only` says, where it says any: by name,
-    or label=WORD. Raises InputError."""
+def devices_for(folders: Iterable[Path]) -> tuple[Device, ...]:
+    """The devices of the inventories that count in these folders. Raises InputError."""
     paths = dict.fromkeys(path.resolve() for folder in folders if (path := find(folder)) is not None)
     if not paths:
         return ()
@@ -53,7 +52,12 @@ def devices_for(folders: Iterable[Path], only: Sequence[str] = ()) -> tuple[Devi
             if other[0] != device:
                 text = f"the device {device.name} of {path} is another one in {other[1]}"
                 raise InputError.of(text, "build these recipes one after the other, or rename it")
-    return tuple(device for device, _ in found.values() if not only or any(_is(device, word) for word in only))
+    return tuple(device for device, _ in found.values())
+
+
+def is_chosen(device: Device, only: Sequence[str]) -> bool:
+    """Whether a device is one of those that `only` says, by name or label=WORD; without words all are."""
+    return not only or any(_is(device, word) for word in only)
 
 
 def _is(device: Device, word: str) -> bool:
@@ -84,15 +88,16 @@ def fleet_for(graph: Graph, paths: Sequence[Path], only: Sequence[str] = ()) -> 
     InputError."""
     if not any(step.device for step in graph.steps.values()):
         return None
-    return fleet_of(devices_for((path.absolute().parent for path in paths), only), only)
+    every = devices_for(path.absolute().parent for path in paths)
+    return fleet_of(tuple(device for device in every if is_chosen(device, only)), only, every)
 
 
-def fleet_of(devices: Sequence[Device], only: Sequence[str] = ()) -> Fleet:
-    """These devices, as they were last seen. `only`: the words that they were chosen by."""
+def fleet_of(devices: Sequence[Device], only: Sequence[str] = (), others: Sequence[Device] = ()) -> Fleet:
+    """These devices, as they were last seen. `only`: the words that they were chosen by, from among `others`."""
     from trtrecipe.run.fleet import Fleet, age_from_environment
     from trtrecipe.store.store import default_root
 
-    return Fleet(devices, default_root(), age_from_environment(), only=only)
+    return Fleet(devices, default_root(), age_from_environment(), only=only, others=others)
 
 
 def shown_for(path: Path, only: Sequence[str] = ()) -> Shown:
@@ -108,7 +113,9 @@ def shown_for(path: Path, only: Sequence[str] = ()) -> Shown:
 
             installed = version("tensorrt")
             return installed and load_catalog().installed(load_catalog().look_up(profile_id)[0], installed)
-        mine = [device for device in devices_for([path.absolute().parent], only) if device.profile == profile_id]
+        mine = [device for device in devices_for([path.absolute().parent]) if device.profile == profile_id]
+        # Where none of them was chosen, what another made is served.
+        mine = [device for device in mine if is_chosen(device, only)] or mine
         if not mine:
             return None
         fleet, (profile, _) = fleet_of(mine), load_catalog().look_up(profile_id)

@@ -29,7 +29,7 @@ def import_result(
 ) -> int:
     """Take in what `python3 build.py` of a bundle wrote: verify it, judge gates, and place engines and manifests."""
     from trtrecipe.cli.build import report
-    from trtrecipe.cli.fleet import check_devices, devices_for
+    from trtrecipe.cli.fleet import check_devices, devices_for, is_chosen
     from trtrecipe.cli.progress import watch
     from trtrecipe.plan.machine import this_machine
     from trtrecipe.plan.pipeline import build_graph
@@ -46,7 +46,7 @@ def import_result(
         targets, only = targets_of(given), [] if device is None else [device]
         check_devices([path], only)
         graph = build_graph(load_all([path], targets, only), machine, targets)
-        devices = devices_for([path.absolute().parent], only)
+        devices = tuple(each for each in devices_for([path.absolute().parent]) if is_chosen(each, only))
         if device is None:
             devices = tuple(each for each in devices if each.ssh is None)
         with watch(sys.stderr) as listener:

@@ -72,11 +72,12 @@ class Fleet:
         look: Probe = probe,
         seen: Mapping[str, Seen] = MappingProxyType({}),
         only: Sequence[str] = (),
+        others: Sequence[Device] = (),
     ) -> None:
         """`seen`: what this command knows of devices, by name, without looking at them. `only`: the words that the
-        devices were chosen by, where they were."""
+        devices were chosen by, where they were, from among `others` too, whose finished work is served."""
         self._devices, self._root, self._age, self._look = tuple(devices), root, age, look
-        self._only = ", ".join(only)
+        self._only, self._others = ", ".join(only), tuple(others)
         self._seen: dict[str, Seen | None] = dict(seen)
         self._fresh: set[str] = set(seen)
         """Names of devices that this command has looked at."""
@@ -85,9 +86,10 @@ class Fleet:
     def assigned(self, need: Need) -> Assigned:
         """The first device that fits and can be had, else one that was seen to fit; by what is known now."""
         mine = self._candidates(need)
+        if not mine and self._only:
+            return self._passed_over(need)
         if not mine:
-            text = f"needs a {need.profile}, and --device {self._only} is none" if self._only else missing(need)
-            return Assigned(None, None, text)
+            return Assigned(None, None, missing(need))
         judged = [(device, *self._judge(device, need)) for device in mine]
         best = [one for one in judged if one[1] is not None and one[2] is None]
         # Of those out of reach the one last heard of: what was imported from it is what there is.
@@ -97,6 +99,17 @@ class Fleet:
             return Assigned(*best[0], settings(seen.probe) if seen is not None else {})
         problems = [problem for _, _, problem in judged if problem]
         return Assigned(None, None, "; ".join(problems) or f"{mine[0].name} was never looked at")
+
+    def _passed_over(self, need: Need) -> Assigned:
+        """A device that was not chosen, as it was last seen: what it made stays, and nothing runs there."""
+        text = f"needs a {need.profile}, and --device {self._only} is none"
+        devices = [device for device in self._others if device.profile == need.profile] + [by_bundle(need)]
+        for device in sorted(devices, key=self._at, reverse=True):
+            seen = self.seen(device)
+            found = None if seen is None else self._judge(device, need)[0]
+            if seen is not None and found is not None:
+                return Assigned(device, found, text, settings(seen.probe))
+        return Assigned(None, None, text)
 
     def settle(self, needs: Iterable[Need]) -> None:
         """Look at devices until each need has one or none is left; those seen lately are taken as they were."""
@@ -113,8 +126,9 @@ class Fleet:
         before = len(self._fresh)
         wanted = list(dict.fromkeys(needs))
         devices = [device for need in wanted if (device := self.assigned(need).device) is not None]
+        devices = [device for device in dict.fromkeys(devices) if device in self._devices and not _is_bundled(device)]
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            unseen = (d for d in dict.fromkeys(devices) if d.name not in self._fresh and not _is_bundled(d))
+            unseen = (device for device in devices if device.name not in self._fresh)
             list(pool.map(self._look_at, unseen))
         self.settle(wanted)
         return len(self._fresh) > before
