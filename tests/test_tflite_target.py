@@ -215,6 +215,22 @@ def test_each_source_computes_what_tensorflow_computes(name: str, tmp_path: Path
         np.testing.assert_allclose(found[output], expected, atol=1e-5)
 
 
+def test_an_exact_gelu_is_one_operator(tmp_path: Path) -> None:
+    """Keras writes it with Erfc, which TFLite has no form for but in a GELU; ONNX has one for neither."""
+    import tensorflow as tf
+
+    def function(x: Any) -> dict[str, Any]:
+        return {"z": tf.nn.gelu(x)}
+
+    made = exported(saved(tmp_path / "source", function, ([1, 6],)), "saved_model", tmp_path / "out")
+    made.compile(tmp_path / "out", "fp32")
+    file = tflite_file.read(tmp_path / "out" / "model.engine")
+    assert [operator.name for operator in file.graphs[0].operators] == ["GELU"]
+    x = np.linspace(-4, 4, 6, dtype=np.float32)[None]
+    with TfliteEngine(tmp_path / "out" / "model.engine") as engine:
+        np.testing.assert_allclose(engine.run({"x": x})["z"], tf.nn.gelu(x), atol=1e-6)
+
+
 def test_the_engines_interface_is_the_recipes(tmp_path: Path) -> None:
     """Other names, channels in front, and a fixed batch of three."""
     source = FIXTURES["tf2"](tmp_path)

@@ -43,6 +43,7 @@ def to_onnx(frozen: Frozen, shapes: Mapping[str, Shape], opset: int | None) -> t
     operators which have no conversion: tf2onnx itself would leave them in the graph and call it a success.
     """
     definition = _with_shapes(frozen, shapes)
+    tensorflow_repairs.expand_functions(definition, ("Erfc",))  # here, as TFLite's converter knows a GELU by it
     with explained("TensorFlow cannot compute the model's constants"):
         tensorflow_repairs.compute_factors(definition)
     if switches := [f"{node.op} {cleaned(node.name)}" for node in definition.node if _SWITCH.fullmatch(node.op)]:

@@ -146,5 +146,5 @@ def inlined(definition: Any, outputs: Collection[str]) -> Any:
     rewrite.optimizers.append("function")
     with explained("TensorFlow cannot inline the model's functions"):
         graph = tf_optimizer.OptimizeGraph(config, meta_graph)
-    tensorflow_repairs.expand_functions(graph)
+    tensorflow_repairs.expand_functions(graph, ("Expm1", "Log1p"))
     return graph

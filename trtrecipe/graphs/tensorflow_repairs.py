@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -100,13 +100,13 @@ def _factors(nodes: Mapping[str, Any]) -> list[str]:
     return list(factors)
 
 
-def expand_functions(definition: Any) -> None:
-    """Write in place what ONNX has no operator for: Erfc(x), of the exact GELU, as 1 - Erf(x), Expm1(x) as Exp(x) - 1,
-    Log1p(x) as Log(1 + x)."""
-    _expand_functions(definition.node, False)
+def expand_functions(definition: Any, operators: Collection[str]) -> None:
+    """Write in place those of `operators` that ONNX has none for: Erfc(x), of the exact GELU, as 1 - Erf(x), Expm1(x)
+    as Exp(x) - 1, Log1p(x) as Log(1 + x)."""
+    _expand_functions(definition.node, operators, False)
     for function in definition.library.function:
         # A function's tensors are called node:output:position, and the outputs of Erfc and Sub differ in name.
-        renamed = {f"{name}:y:0": f"{name}:z:0" for name in _expand_functions(function.node_def, True)}
+        renamed = {f"{name}:y:0": f"{name}:z:0" for name in _expand_functions(function.node_def, operators, True)}
         for node in function.node_def:
             reset(node.input, [renamed.get(name, name) for name in node.input])
         for result, name in list(function.ret.items()):
@@ -117,12 +117,12 @@ _EXPANDED = {"Erfc": ("Erf", "y"), "Expm1": ("Exp", "y"), "Log1p": ("AddV2", "z"
 """Operator → the one inside of what it is written as, and what that calls its output."""
 
 
-def _expand_functions(nodes: Any, in_function: bool) -> list[str]:
+def _expand_functions(nodes: Any, operators: Collection[str], in_function: bool) -> list[str]:
     """Names of the nodes that are Sub now. References in a function say which output they mean."""
     import tensorflow as tf
 
     subtractions = []
-    for node in [node for node in nodes if node.op in _EXPANDED]:
+    for node in [node for node in nodes if node.op in operators]:
         kind, (operator, output) = node.attr["T"], _EXPANDED[node.op]
         one = nodes.add(name=f"{node.name}/one", op="Const")
         one.attr["dtype"].CopyFrom(kind)
