@@ -199,6 +199,14 @@ def test_any_bytes_are_read_or_refused(data: bytes) -> None:
                     digest_samples(ArrayData(path, member), ALL)
 
 
+def test_a_header_that_calls_functions_is_refused_in_the_same_words_each_time(tmp_path: Path) -> None:
+    body = b"print('called')\n"
+    path = _written(tmp_path / "d.npy", b"\x93NUMPY\x01\x00" + len(body).to_bytes(2, "little") + body)
+    with pytest.raises(DataError) as caught:
+        digest_samples(ArrayData(path, None), ALL)
+    assert caught.value.message == "d.npy has a damaged .npy header: malformed node or string on line 1"
+
+
 def test_a_fortran_array_with_a_long_header_is_read(tmp_path: Path) -> None:
     array = np.asfortranarray(np.arange(12, dtype=np.int16).reshape(4, 3))
     padded = f"(4, {' ' * 20000}3)"

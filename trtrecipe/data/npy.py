@@ -108,7 +108,8 @@ def _read_header(file: IO[bytes], what: str) -> Header:
         fields = ast.literal_eval(file.read(length).decode("utf-8" if start[6] == 3 else "latin1").strip())
         descr, fortran, shape = fields["descr"], fields["fortran_order"], fields["shape"]
     except (ValueError, SyntaxError, KeyError, TypeError, struct.error, MemoryError, RecursionError) as error:
-        raise DataError(f"{what} has a damaged .npy header: {error}", "write the file again") from None
+        why = str(error).partition(": <ast.")[0]  # what follows is where an object of Python's lies in memory
+        raise DataError(f"{what} has a damaged .npy header: {why}", "write the file again") from None
     if isinstance(descr, str) and descr.endswith("O"):
         raise DataError(f"{what} holds Python objects (a pickle), which is refused", "save a plain numeric array")
     if not isinstance(descr, str) or not _DESCR.fullmatch(descr):
