@@ -341,6 +341,23 @@ def test_a_benchmark_has_latency_layers_and_conditions(bench: Lab, inputs: Mappi
     assert any(flag.startswith("--exportProfile") for flag in device.calls()[1]["argv"])
 
 
+def test_a_benchmark_under_other_settings_than_its_keys_is_no_result(bench: Lab, inputs: Mapping[str, Path]) -> None:
+    device = add(bench, "8.5")
+    params = benchmark.Params("trtexec", {"batch": {"opt": 4}})
+    given = target(device) | {"settings": {"power_mode": "MODE_15W_6CORE", "gpu_clock": []}}
+
+    def measured() -> Mapping[str, Any]:
+        return benchmark.run(params, inputs, Path(), device=given, key="a", say=lambda text: None)
+
+    (device.root / "var/lib/nvpmodel/status").write_text("pmode:0000\n")
+    with pytest.raises(StepError, match="power_mode MODE_15W_6CORE -> 0"):
+        measured()
+    device.show()
+    assert measured()["conditions"]["before"]["power_mode"]["id"] == 2  # what is on the device is not collected
+    (device.root / "var/lib/nvpmodel/status").write_text("pmode:0000\n")
+    assert measured()["conditions"]["before"]["power_mode"]["id"] == 2  # and this is
+
+
 def test_a_benchmark_that_fails_is_an_error(bench: Lab, inputs: Mapping[str, Path]) -> None:
     device = add(bench, "8.5")
     device.trtexec_fault(run_fail="engine deserialization failed")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
@@ -20,7 +21,7 @@ from trtrecipe.device.jobs import Job, Work
 from trtrecipe.device.link import Json
 from trtrecipe.digest import sha256_json
 from trtrecipe.errors import StepError
-from trtrecipe.targets.devices import GPU_CLOCK
+from trtrecipe.targets.devices import GPU_CLOCK, settings
 from trtrecipe.targets.trtexec_run import RunSpec, run_arguments
 
 ENGINE = "model.engine"
@@ -113,11 +114,24 @@ def times(
     first = _job(work, _key(key, "times"), measured, files, {"times": told.name}, {"conditions": True})
     second = _job(work, _key(key, "profile"), profiled, files, {"profile": layers.name})
     result = work.run_all([(first, {"times": told}), (second, {"profile": layers})])[0]
+    if result["collected"] and _changed(work, result):  # an earlier call was told so, and measured it all the same
+        result = work.run(replace(first, more={**first.more, "fresh": True}), {"times": told})
+    if changed := _changed(work, result):
+        text = f"{work.name} was not as it was when the build was planned: {changed}"
+        raise StepError(text, "build again: it is measured as it is then")
     # Older releases export the runs that warm up as well.
     counted = [entry for entry in _read(told, forms.TIMES) if entry["startComputeMs"] >= WARM_UP]
     if len(counted) < 2:
         raise StepError(f"{work.name}: trtexec timed {len(counted)} runs", "look at what else the device does")
     return counted, result["conditions"], _slowest(_read(layers, forms.PROFILE))
+
+
+def _changed(work: Work, result: Json) -> str:
+    """What of the settings that the key was made with was not so when the measurement began, in words."""
+    then, now = work.device.get("settings"), settings(result["conditions"]["before"])
+    if then is None:
+        return ""
+    return "; ".join(f"{name} {then[name]} -> {now[name]}" for name in then if now.get(name) != then[name])
 
 
 def _slowest(profile: list[Json]) -> Json:

@@ -89,4 +89,5 @@ def resource(assigned: Assigned) -> Mapping[str, Any]:
         "address": assigned.device.address,
         "seconds": assigned.device.seconds,
         "fingerprint": asdict(assigned.fingerprint),
+        "settings": dict(assigned.settings),
     }
