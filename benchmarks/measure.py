@@ -27,7 +27,16 @@ PEERS = REPOSITORY / "build" / "peers"
 PEERS_HELP = """To install the peers, from the repository's root:
   python3 -m venv build/peers
   build/peers/bin/pip install --require-hashes -r benchmarks/requirements.txt"""
-SECTIONS = ("startup", "noop_graph", "cold_build", "hashing", "calibration", "sources", "large_models", "device_overhead")
+SECTIONS = (
+    "startup",
+    "noop_graph",
+    "cold_build",
+    "hashing",
+    "calibration",
+    "sources",
+    "large_models",
+    "device_overhead",
+)
 
 _HEADER = """# Measured
 
