@@ -81,13 +81,6 @@ def test_the_layers_of_what_is_in_the_way(tmp_path: Path) -> None:
         _run_step(tmp_path, {"net": ["net/drop/y"], "net/drop": ["net/drop/y"]}, **_target("trt-8.2"))
 
 
-def test_an_assumed_table_is_called_that(tmp_path: Path) -> None:
-    (tmp_path / "in.onnx").write_bytes(parser.parse_model(PLAIN).SerializeToString())
-    notes = _run_step(tmp_path, **_target("trt-10.3"))
-    assert notes == ["no list of operators is known for trt-10.3: that of TensorRT 10.1 was assumed"]
-    assert _run_step(tmp_path, **_target("trt-10.16")) == []
-
-
 def test_reciprocal_where_only_division_is_listed(tmp_path: Path) -> None:
     text = HEAD + (
         "g (float[N,2] x, bool c) => (float[N,2] y, float[N,2] z) { y = Reciprocal(x) "

@@ -85,10 +85,6 @@ def _lower(model: ModelProto, layers: Mapping[str, list[str]], params: Params) -
     found = findings.inspect(lowered, takes, obstacles)
     findings.require(found, takes, layers, params.without_passes)
     notes += findings.notes(found, layers)
-    if takes.assumed:
-        notes.append(
-            f"no list of operators is known for {params.dialect}: that of TensorRT {takes.operators_from} was assumed"
-        )
     return lowered, notes
 
 
