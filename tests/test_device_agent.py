@@ -335,19 +335,14 @@ def test_a_transfer_that_breaks_goes_on_where_it_stopped(device: Device) -> None
     assert device.stored(entry["sha256"]) == data
 
 
-@pytest.mark.parametrize("way", ["receive", "adopt"])
-def test_a_transfer_that_is_damaged_is_thrown_away(device: Device, way: str) -> None:
+def test_a_transfer_that_is_damaged_is_thrown_away(device: Device) -> None:
     data = os.urandom(1000)
     entry = {"sha256": sha256(data), "size": len(data)}
-    incoming = Path(device.ask({"op": "stage", "files": [entry]})["incoming"]) / entry["sha256"]
+    incoming = device.cache / "incoming" / entry["sha256"]
     damaged = data[:-1] + bytes([data[-1] ^ 1])
-    if way == "adopt":
-        assert device.ask({"op": "adopt", **entry})["reason"] == "short"
-        incoming.write_bytes(damaged)
-    assert device.ask({"op": way, **entry}, damaged)["reason"] == "corrupt"
+    assert device.ask({"op": "receive", **entry}, damaged)["reason"] == "corrupt"
     assert not incoming.exists() and not (device.cache / "cas" / entry["sha256"]).exists()
-    incoming.write_bytes(data)
-    assert device.ask({"op": "adopt", **entry}) == {"event": "result", "sha256": entry["sha256"]}
+    assert device.ask({"op": "receive", **entry}, data) == {"event": "result", "sha256": entry["sha256"]}
 
 
 def test_what_does_not_fit_is_refused_before_it_is_sent(device: Device) -> None:
@@ -686,8 +681,8 @@ def test_who_waits_for_the_device_is_told(device: Device) -> None:
 def test_a_file_is_sent_by_one_connection_at_a_time(device: Device) -> None:
     data = os.urandom(1000)
     entry = {"sha256": sha256(data), "size": len(data)}
-    incoming = Path(device.ask({"op": "stage", "files": [entry]})["incoming"]) / entry["sha256"]
-    with incoming.open("wb") as held:
+    assert device.ask({"op": "stage", "files": [entry]})["missing"] == [{**entry, "offset": 0}]
+    with (device.cache / "incoming" / entry["sha256"]).open("wb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert device.ask({"op": "receive", **entry}, data)["reason"] == "busy"
         assert device.ask({"op": "gc"})["removed"] == 0

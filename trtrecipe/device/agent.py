@@ -470,8 +470,8 @@ def find_trtexec(root: str, given: Optional[str]) -> Optional[Json]:
 def stage(request: Json) -> Json:
     """Takes "files": [{"sha256", "size"}] and "spare", the bytes to be left.
 
-    Gives "missing": [{"sha256", "size", "offset"}] with what is there of each, "incoming": the folder for sftp, "free".
-    Error "space" where it cannot fit.
+    Gives "missing": [{"sha256", "size", "offset"}] with what is there of each, "free". Error "space" where it cannot
+    fit.
     """
     cache = cache_folder(request)
     missing, needed = [], request.get("spare") or 0
@@ -485,7 +485,7 @@ def stage(request: Json) -> Json:
     if needed > free:
         message = "{} needs {} bytes and has {}: free space there, or run gc".format(cache, needed, free)
         raise Failure("space", message, needed=needed, free=free)
-    return {"missing": missing, "incoming": os.path.join(cache, "incoming"), "free": free, "cache": cache}
+    return {"missing": missing, "free": free, "cache": cache}
 
 
 def receive(request: Json) -> Json:
@@ -529,11 +529,6 @@ def receive(request: Json) -> Json:
                 remove(path)  # nobody is helped by half a file on a full disk
             raise
         return admit(cache, digest, size)
-
-
-def adopt(request: Json) -> Json:
-    """Takes "sha256", "size" of a file that sftp put into "incoming"; gives "sha256"; errors as in `receive`."""
-    return admit(cache_folder(request), checked(request["sha256"], DIGEST, "digest"), int(request["size"]))
 
 
 def admit(cache: str, digest: str, size: int) -> Json:
@@ -1170,7 +1165,6 @@ OPERATIONS = {
     "probe": probe,
     "stage": stage,
     "receive": receive,
-    "adopt": adopt,
     "send": send,
     "run": run,
     "cancel": cancel,
