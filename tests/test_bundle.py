@@ -14,8 +14,9 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 from support import bundles, jetpack_python
 from support.bundles import Carried
 from support.projects import Project, make_project
+from support.pythons import interpreter
 from support.sshd import TX2, XAVIER_NX, lab
 
 from trtrecipe.cli.app import run
@@ -115,13 +117,7 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("version", ["3.6", "3.8", "here"])
 def test_a_bundle_is_done_by_the_python_of_a_jetpack(version: str, compiled: Carried) -> None:
     carried = compiled
-    python = sys.executable
-    if version != "here":
-        found = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python3"))
-        if not found:
-            pytest.skip(f"no Python {version} under ~/.pyenv/versions")
-        python = str(found[-1])
-    said = carried.run(python=python)
+    said = carried.run(python=sys.executable if version == "here" else interpreter(version))
     assert said.startswith(f"[1/1] compile@{TARGET}: ")
     assert said.splitlines()[-1] == f"bring back {carried.archive}"
     [job] = carried.list()["jobs"]
@@ -246,7 +242,9 @@ def test_equal_bundles_are_equal_bytes(packed: Path, tmp_path: Path) -> None:
 def test_what_is_packed(packed: Path, repository: Path) -> None:
     with tarfile.open(packed / "bundle.tar.gz") as archive:
         members = archive.getmembers()
-        texts = {member.name.partition("/")[2]: archive.extractfile(member).read() for member in members}  # type: ignore[union-attr]
+        opened = {member.name.partition("/")[2]: archive.extractfile(member) for member in members}
+        texts = {name: file.read() for name, file in opened.items() if file is not None}
+    assert len(texts) == len(members), "something in it is no plain file"
     assert [member.name for member in members][:3] == [
         f"small-jetson-tx2-4.6.4/{name}" for name in ("README.txt", "agent.py", "build.py")
     ]
@@ -444,7 +442,7 @@ def test_what_cannot_be_bundled(project: Project, capsys: Capture) -> None:
         (["host"], "target host needs no device"),
         (["jetson-tx2@4.6.4", "jetson-xavier-nx@5.1.4"], "a bundle is for one device"),
     ):
-        project.change_recipe(lambda recipe, targets=targets: recipe.update(targets=targets))  # type: ignore[misc]
+        project.change_recipe(partial(dict.update, targets=targets))
         document = command(capsys, "bundle", project.recipe, expected=2)
         assert message in document["errors"][0]["message"]
     document = command(capsys, "bundle", project.recipe, "--target", "jetson-tx2@4.6.4", "-o", ".", expected=2)
@@ -470,8 +468,8 @@ def sealed(content: dict[str, Any]) -> bytes:
     return json.dumps({**content, "sha256": sha256_json(content)}).encode()
 
 
-def archive(path: Path, members: list[tuple[tarfile.TarInfo, bytes]], mode: str = "w:gz") -> Path:
-    with tarfile.open(path, mode) as out:  # type: ignore[call-overload]
+def archive(path: Path, members: list[tuple[tarfile.TarInfo, bytes]], mode: Literal["w", "w:gz"] = "w:gz") -> Path:
+    with tarfile.open(path, mode) as out:
         for member, data in members:
             member.size = len(data) if member.isreg() else 0
             out.addfile(member, io.BytesIO(data))

@@ -26,6 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from support import trtexec_surrogate
+from support.pythons import interpreter
 
 from trtrecipe.device import agent
 from trtrecipe.targets.buildspec import MIB, BuildSpec, Shapes
@@ -36,14 +37,6 @@ SOURCE = (Path(__file__).parent.parent / "trtrecipe" / "device" / "agent.py").re
 PYTHONS = ("3.6", "3.8", "3.10", "3.12")  # of JetPack 4, 5, 6 and 7
 KEY = "ab" * 32
 POINTS = int(os.environ.get("TRTRECIPE_DROP_POINTS", "4"))
-
-
-def python(version: str) -> str:
-    """An interpreter of that version, as pyenv keeps it."""
-    found = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python3"))
-    if not found:
-        pytest.skip(f"no Python {version} under ~/.pyenv/versions")
-    return str(found[-1])
 
 
 def sha256(data: bytes) -> str:
@@ -203,7 +196,7 @@ def test_the_agent_is_python_3_6_and_imports_the_standard_library_alone() -> Non
 
 @pytest.mark.parametrize("version", PYTHONS)
 def test_a_whole_build_under_a_jetpacks_python(version: str, tmp_path: Path) -> None:
-    made = Device(tmp_path, python(version))
+    made = Device(tmp_path, interpreter(version))
     trtexec_surrogate.install(made.trtexec, made.tensorrt)
     assert made.ask({"op": "probe"})["python"].startswith(version)
     data = model()

@@ -18,6 +18,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from support import jetpack_python
+from support.pythons import interpreter
 
 from trtrecipe.device import evaluator
 
@@ -264,16 +265,14 @@ class Context(object):
 
 @pytest.mark.parametrize("version", ["3.6", "3.8", "3.10", "3.12"])
 def test_under_a_jetpacks_python(job: Job, tmp_path: Path, version: str) -> None:
-    found = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python3"))
-    if not found:
-        pytest.skip(f"no Python {version} under ~/.pyenv/versions")
+    python = interpreter(version)
     variables = jetpack_python.install(tmp_path / "python", "8.2")
     job.request["tensors"] = job.request["tensors"][:1]
     (job.folder / "inputs.bin").write_bytes(job.x.tobytes())
     (tmp_path / "python" / "tensorrt.py").unlink()
-    assert job.run(variables, str(found[-1]))[1]["reason"] == "module"
+    assert job.run(variables, python)[1]["reason"] == "module"
     (tmp_path / "python" / "tensorrt.py").write_text(PLAIN)
-    status, answer = job.run(variables, str(found[-1]))
+    status, answer = job.run(variables, python)
     assert (status, answer["module"]) == (0, "8.2.1.8"), answer
     np.testing.assert_array_equal(np.stack([batch["y"] for batch in job.outputs()]), job.x * 2)
 

@@ -20,6 +20,7 @@ import yaml
 from onnx import TensorProto, helper, numpy_helper
 from support import jetpack_python
 from support.projects import make_project
+from support.pythons import interpreter
 from support.sshd import ORIN_NX, TX2, XAVIER_NX, Lab, TestDevice, lab
 
 from trtrecipe.cli.app import run
@@ -267,13 +268,11 @@ def test_conditions_are_read_where_each_l4t_has_them(tmp_path: Path, rails: Mapp
 
 @pytest.mark.parametrize("version", ["3.6", "3.8"])
 def test_conditions_under_a_jetpacks_python(tmp_path: Path, version: str) -> None:
-    found = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python3"))
-    if not found:
-        pytest.skip(f"no Python {version} under ~/.pyenv/versions")
+    python = interpreter(version)
     show(tmp_path, SYSFS | TEGRASTATS)
     code = "import agent, json, sys; c = agent.conditions(sys.argv[1]); print(json.dumps([c, agent.summary([c, c])]))"
     variables = {"PYTHONPATH": str(Path(agent.__file__).parent), "PATH": os.environ["PATH"]}
-    command = [str(found[-1]), "-B", "-c", code, str(tmp_path)]
+    command = [python, "-B", "-c", code, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env=variables)
     assert done.returncode == 0, done.stderr
     here = agent.conditions(str(tmp_path))

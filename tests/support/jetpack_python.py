@@ -104,7 +104,7 @@ class ILogger:
         pass
 
     def log(self, severity, message):
-        raise NotImplementedError
+        raise NotImplementedError  # as the real one: whoever derives from it has to say what is done
 
 
 ILogger.Severity = enum.Enum("Severity", "INTERNAL_ERROR ERROR WARNING INFO VERBOSE")
