@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.projects import Project, make_project
+from support.projects import Project, host_part_of, make_project
 from support.sshd import XAVIER_NX, Lab, lab
 from test_fleet import build, write_inventory
 
-from trtrecipe.cli.app import run
 from trtrecipe.device.agent import PARTS_KEPT, Log
 from trtrecipe.device.build import _in_words
 from trtrecipe.errors import InputError
@@ -194,13 +193,7 @@ def bench(tmp_path: Path) -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def host_part(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with all of the target in it that needs no device."""
-    folder = tmp_path_factory.mktemp("host-part")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRTRECIPE_STORE", str(folder / "store"))
-        patch.chdir(folder)
-        assert run(["build", str(make_project(folder / "project", DLA).recipe)]) == 5
-    return folder / "store"
+    return host_part_of(DLA, tmp_path_factory.mktemp("host-part"))
 
 
 @pytest.fixture

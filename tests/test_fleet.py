@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support.projects import Project, make_project
+from support.projects import Project, host_part_of, make_project
 from support.sshd import ORIN_NX, TX2, XAVIER_NX, Lab, TestDevice, lab
 
 from trtrecipe.cli.app import run
@@ -44,13 +44,7 @@ def bench(tmp_path: Path) -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def host_part(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with all of NX in it that needs no device."""
-    folder = tmp_path_factory.mktemp("host-part")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRTRECIPE_STORE", str(folder / "store"))
-        patch.chdir(folder)
-        assert run(["build", str(make_project(folder / "project", NX_INT8).recipe)]) == 5
-    return folder / "store"
+    return host_part_of(NX_INT8, tmp_path_factory.mktemp("host-part"))
 
 
 @pytest.fixture

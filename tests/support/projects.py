@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 import yaml
 from onnx import TensorProto, helper, numpy_helper
 
@@ -93,3 +94,14 @@ def classifier(random: np.random.Generator) -> onnx.ModelProto:
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+
+def host_part_of(recipe: Mapping[str, Any], folder: Path) -> Path:
+    """A store with everything in it that a small project with these parts needs no device for, under `folder`."""
+    from trtrecipe.cli.app import run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRTRECIPE_STORE", str(folder / "store"))
+        patch.chdir(folder)
+        assert run(["build", str(make_project(folder / "project", recipe).recipe)]) == 5
+    return folder / "store"
